@@ -1,0 +1,126 @@
+"""What a target and its draft look like: frozen, hashable, and therefore static under `jax.jit`."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Rescaled rotary frequencies, as a Hugging Face config names them.
+
+    Attributes:
+        rope_type: "linear" divides every frequency by `factor`; "llama3" divides the low
+            frequencies, keeps the high ones and interpolates in between.
+        factor: how many times longer the context has become.
+        low_freq_factor: llama3 only: wavelengths above `original / low_freq_factor` are rescaled.
+        high_freq_factor: llama3 only: wavelengths below `original / high_freq_factor` are kept.
+        original_max_position_embeddings: llama3 only: the context before rescaling, in tokens.
+    """
+
+    rope_type: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """The frozen language model.
+
+    Attributes:
+        model_type: the Hugging Face family: "qwen3", "qwen2", "llama" or "mistral". Only
+            checkpoints ask for it; the computation follows from the other fields.
+        vocab_size: V.
+        hidden_size: E.
+        intermediate_size: F.
+        num_layers: L.
+        num_heads: N query heads. `num_heads * head_dim` need not be E.
+        num_kv_heads: K key/value heads; divides N.
+        head_dim: H.
+        rms_norm_eps: added to the mean square inside every norm.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: None for plain rotary embeddings.
+        tie_word_embeddings: the LM head is the transposed embedding table.
+        qkv_bias: the q, k and v projections have a bias.
+        o_bias: the output projection has a bias.
+        mlp_bias: the three MLP projections have a bias.
+        qk_norm: queries and keys are normalised per head before RoPE.
+        layer_windows: per layer, how many positions back (itself included) a token sees;
+            None sees all. Length L.
+        max_position_embeddings: the longest sequence the model was made for, in tokens.
+        eos_token_ids: tokens that end a text. Decoding stops at them only when asked to.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    layer_windows: tuple[int | None, ...] = ()
+    max_position_embeddings: int = 32_768
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.layer_windows:
+            object.__setattr__(self, "layer_windows", (None,) * self.num_layers)
+        for field in _POSITIVE_TARGET_FIELDS:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: must be even, RoPE rotates pairs")
+        if len(self.layer_windows) != self.num_layers:
+            raise ValueError(
+                f"layer_windows has {len(self.layer_windows)} entries: must have one for each of "
+                f"the num_layers={self.num_layers} layers"
+            )
+
+
+_POSITIVE_TARGET_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftConfig:
+    """The trained part.
+
+    Attributes:
+        num_draft_layers: D, the last D of the target's layers get draft attention. 1 <= D <= L.
+        block_size: n it was trained with; decoding may use another.
+        calibration_rank: r, the hidden width of the calibration MLP.
+    """
+
+    num_draft_layers: int
+    block_size: int
+    calibration_rank: int
+
+    def __post_init__(self) -> None:
+        if self.num_draft_layers < 1:
+            raise ValueError(f"num_draft_layers={self.num_draft_layers}: must be at least 1")
+        if self.block_size < 2:
+            raise ValueError(
+                f"block_size={self.block_size}: must be at least 2 (one bonus and one draft)"
+            )
+        if self.calibration_rank < 1:
+            raise ValueError(f"calibration_rank={self.calibration_rank}: must be at least 1")

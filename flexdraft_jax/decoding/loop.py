@@ -1,0 +1,80 @@
+"""The compiled programs: prefill, and the `while_loop` around a step."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from flexdraft_jax.decoding.state import DecodeState
+from flexdraft_jax.decoding.steps import (
+    STEPS,
+    DecodeProgram,
+    Variables,
+    emit_first,
+    first_block,
+    greedy_token,
+)
+from flexdraft_jax.models.cache import commit
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+def prefill(
+    program: DecodeProgram,
+    variables: Variables,
+    state: DecodeState,
+    prompts: jax.Array,
+    prompt_length: jax.Array,
+) -> DecodeState:
+    """Reads the prompts, emits each row's first token and drafts its first candidate block.
+
+    Args:
+        program: the compiled choices.
+        variables: target and draft parameters.
+        state: fresh from `init_state`; donated.
+        prompts: [B, P], padded on the right with any token of the vocabulary. P <= S.
+        prompt_length: [B] tokens, at least 1.
+    """
+    clean = program.apply(variables, "clean_pass", prompts, state.length, state.cache)
+    last = jnp.take_along_axis(clean.hidden, (prompt_length - 1)[:, None, None], axis=1)[:, 0]
+    bonus = greedy_token(program.apply(variables, "target_logits", last))
+    state = dataclasses.replace(
+        state,
+        cache=commit(state.cache, clean.fresh, state.length, state.active),
+        length=prompt_length,
+    )
+    block = first_block(program, variables, state, bonus)
+    return emit_first(dataclasses.replace(state, block=block), bonus)
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+def run(
+    program: DecodeProgram, variables: Variables, state: DecodeState, max_steps: jax.Array
+) -> DecodeState:
+    """Decodes until every row is finished, `max_steps` are done, or a row's cache is full.
+
+    Full means that fewer than n slots are left, so that the next block might not fit; a caller
+    that comes back with a grown cache goes on from there.
+
+    Args:
+        program: the compiled choices.
+        variables: target and draft parameters.
+        state: after `prefill`; donated.
+        max_steps: scalar.
+    """
+    step = STEPS[program.schedule]
+
+    def goes_on(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
+        done, state = carry
+        full = state.length + program.block_size > state.cache.num_slots
+        return (
+            (done < max_steps)
+            & jnp.any(state.active)
+            & ~jnp.any(state.active & full)
+        )
+
+    def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+        done, state = carry
+        return done + 1, step(program, variables, state)
+
+    return jax.lax.while_loop(goes_on, body, (jnp.int32(0), state))[1]

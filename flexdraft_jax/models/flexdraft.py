@@ -1,0 +1,276 @@
+"""Target and draft together: every pass that decoding and training make through both.
+
+A pass reads the cache and returns what it made; it writes nothing. The split layer is where mask
+tokens enter: below it only clean tokens exist, from it on both run through the same frozen norms
+and MLPs, each with its own attention projections (FlexDraft paper, Attention Tuning).
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flexdraft_jax.config import DraftConfig, TargetConfig
+from flexdraft_jax.models import masks
+from flexdraft_jax.models.cache import Cache, KeysValues
+from flexdraft_jax.models.draft import Draft, DraftModel
+from flexdraft_jax.models.layers import Part, attend, rope_tables
+from flexdraft_jax.models.target import Params, Target, TargetModel
+
+
+class CleanPass(NamedTuple):
+    """What clean tokens leave behind.
+
+    Attributes:
+        hidden: [B, T, E], final-normed.
+        fresh: keys and values [B, K, T, H] of each of the L layers.
+    """
+
+    hidden: jax.Array
+    fresh: tuple[KeysValues, ...]
+
+
+class ParallelPass(NamedTuple):
+    """What one parallel pass leaves behind.
+
+    Attributes:
+        clean: of the candidates.
+        groups: [B, G, n, E], final-normed hidden states of every mask group.
+    """
+
+    clean: CleanPass
+    groups: jax.Array
+
+
+class FlexDraft(nn.Module):
+    """The frozen target and the trained draft, as two parameter trees side by side.
+
+    Attributes:
+        config: the target's.
+        draft_config: None where no draft is needed; then only `clean_pass` and the heads work.
+        dtype: of the weights and hidden states.
+    """
+
+    config: TargetConfig
+    draft_config: DraftConfig | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Declares the parameters."""
+        self.target = TargetModel(self.config, self.dtype)
+        if self.draft_config is not None:
+            self.draft = DraftModel(self.config, self.draft_config, self.dtype)
+            self.split = self.config.num_layers - self.draft_config.num_draft_layers
+
+    def clean_pass(self, tokens: jax.Array, length: jax.Array, cache: Cache) -> CleanPass:
+        """Clean tokens behind the cache, through all layers, causally.
+
+        Prefill, verification and plain decoding are this pass.
+
+        Args:
+            tokens: [B, T] at positions length..length+T-1.
+            length: [B] tokens in the cache.
+            cache: of all layers.
+        """
+        positions = length[:, None] + jnp.arange(tokens.shape[1])
+        rope = rope_tables(self.config, positions)
+        x = self.target.embed(tokens)  # [B, T, E]
+        fresh = []
+        for index, layer in enumerate(self.target.layers):
+            prefix = self._prefix(cache, index, length, positions)
+            x, layer_fresh = layer(
+                x, rope, masks.block_mask(tokens.shape[1], layer.window), [prefix]
+            )
+            fresh.append(layer_fresh)
+        return CleanPass(self.target.final_norm(x), tuple(fresh))
+
+    def draft_pass(self, length: jax.Array, block_size: int, cache: Cache) -> jax.Array:
+        """One mask group right behind the cache, through the draft layers only.
+
+        Args:
+            length: [B] tokens in the cache; the group lies at positions length..length+n-1.
+            block_size: n.
+            cache: of all layers.
+
+        Returns:
+            [B, n, E] final-normed.
+        """
+        positions = length[:, None] + jnp.arange(block_size)
+        rope = rope_tables(self.config, positions)
+        m = self._mask_tokens(length.shape[0], block_size)  # [B, n, E]
+        for own, (index, layer) in zip(self.draft.layers, self._draft_layers(), strict=True):
+            queries, group = own.qkv(layer.input_norm(m), rope)
+            prefix = self._prefix(cache, index, length, positions)
+            group_mask = masks.own_group_mask(block_size, layer.window)
+            values = attend(queries, [prefix, Part(group, group_mask)])
+            m = layer.feed_forward(m + own.output(values))
+        return self.target.final_norm(m)
+
+    def parallel_pass(
+        self,
+        tokens: jax.Array,
+        length: jax.Array,
+        num_groups: int,
+        block_size: int,
+        cache: Cache,
+    ) -> ParallelPass:
+        """Candidates through all layers, with mask groups 0..G-1 riding along from the split on.
+
+        Group k drafts for the case that exactly k drafts are accepted: it lies at positions
+        length+k+1+(0..n-1) and sees the cache, candidates 0..k and itself.
+
+        Args:
+            tokens: [B, C] candidates at positions length..length+C-1.
+            length: [B] tokens in the cache.
+            num_groups: G <= C.
+            block_size: n.
+            cache: of all layers.
+        """
+        batch, num_candidates = tokens.shape
+        positions = length[:, None] + jnp.arange(num_candidates)
+        offsets = 1 + jnp.arange(num_groups)[:, None] + jnp.arange(block_size)  # [G, n]
+        group_positions = length[:, None] + offsets.reshape(-1)  # [B, G * n]
+        rope = rope_tables(self.config, positions)
+        group_rope = rope_tables(self.config, group_positions)
+
+        x = self.target.embed(tokens)  # [B, C, E]
+        fresh = []
+        for index, layer in enumerate(self.target.layers[: self.split]):
+            prefix = self._prefix(cache, index, length, positions)
+            x, layer_fresh = layer(
+                x, rope, masks.block_mask(num_candidates, layer.window), [prefix]
+            )
+            fresh.append(layer_fresh)
+
+        # From here on candidates and mask tokens lie side by side: one matmul for both wherever
+        # the weights are the same.
+        both = jnp.concatenate([x, self._mask_tokens(batch, num_groups * block_size)], axis=1)
+        for own, (index, layer) in zip(self.draft.layers, self._draft_layers(), strict=True):
+            normed = layer.input_norm(both)  # [B, C + G * n, E]
+            queries, layer_fresh = layer.attention.qkv(normed[:, :num_candidates], rope)
+            group_queries, groups = own.qkv(normed[:, num_candidates:], group_rope)
+            window = layer.window
+            values = attend(
+                queries,
+                [
+                    self._prefix(cache, index, length, positions),
+                    Part(layer_fresh, masks.block_mask(num_candidates, window)),
+                ],
+            )
+            group_values = attend(
+                group_queries,
+                [
+                    self._prefix(cache, index, length, group_positions),
+                    Part(
+                        layer_fresh,
+                        masks.group_block_mask(num_groups, block_size, num_candidates, window),
+                    ),
+                    Part(groups, masks.own_group_mask(block_size, window), num_groups),
+                ],
+            )
+            attended = [layer.attention.output(values), own.output(group_values)]
+            both = layer.feed_forward(both + jnp.concatenate(attended, axis=1))
+            fresh.append(layer_fresh)
+        both = self.target.final_norm(both)
+        groups_hidden = both[:, num_candidates:].reshape(batch, num_groups, block_size, -1)
+        return ParallelPass(CleanPass(both[:, :num_candidates], tuple(fresh)), groups_hidden)
+
+    def packed_clean_pass(
+        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
+    ) -> CleanPass:
+        """Training: whole packed rows without a cache. Everything it returns is a constant.
+
+        Args:
+            tokens: [B, T].
+            positions: [B, T], counted from the start of each document.
+            segment_ids: [B, T], which document a token belongs to.
+        """
+        rope = rope_tables(self.config, positions)
+        x = self.target.embed(tokens)
+        fresh = []
+        for layer in self.target.layers:
+            mask = masks.segment_mask(segment_ids, positions, layer.window)
+            x, layer_fresh = layer(x, rope, mask)
+            fresh.append(layer_fresh)
+        return jax.lax.stop_gradient(CleanPass(self.target.final_norm(x), tuple(fresh)))
+
+    def packed_draft_pass(
+        self,
+        clean: CleanPass,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        anchors: jax.Array,
+    ) -> jax.Array:
+        """Training: one mask group behind each anchor, through the draft layers.
+
+        Args:
+            clean: of the same rows.
+            positions: [B, T], counted from the start of each document.
+            segment_ids: [B, T], which document a token belongs to.
+            anchors: [B, A] indices into T; anchor i's group lies at its position + 1 + (0..n-1).
+
+        Returns:
+            [B, A, n, E] final-normed. Slot j predicts the token at anchor + 1 + j.
+        """
+        batch, num_anchors = anchors.shape
+        block_size = self.draft_config.block_size
+        start = jnp.take_along_axis(positions, anchors, axis=1) + 1  # [B, A]
+        group_positions = (start[:, :, None] + jnp.arange(block_size)).reshape(batch, -1)
+        rope = rope_tables(self.config, group_positions)
+        m = self._mask_tokens(batch, num_anchors * block_size)  # [B, A * n, E]
+        for own, (index, layer) in zip(self.draft.layers, self._draft_layers(), strict=True):
+            window = layer.window
+            anchor_mask = masks.anchor_mask(segment_ids, positions, anchors, block_size, window)
+            group_mask = masks.own_group_mask(block_size, window)
+            queries, groups = own.qkv(layer.input_norm(m), rope)
+            values = attend(
+                queries,
+                [Part(clean.fresh[index], anchor_mask), Part(groups, group_mask, num_anchors)],
+            )
+            m = layer.feed_forward(m + own.output(values))
+        return self.target.final_norm(m).reshape(batch, num_anchors, block_size, -1)
+
+    def target_logits(self, hidden: jax.Array) -> jax.Array:
+        """Final-normed hidden states of clean tokens [..., E] -> [..., V] float32."""
+        return self.target.logits(hidden)
+
+    def draft_logits(self, hidden: jax.Array, bonus: jax.Array) -> jax.Array:
+        """Calibrated logits of mask slots: the LM head plus the bonus-conditioned correction.
+
+        Args:
+            hidden: [B, ..., E] final-normed.
+            bonus: [B, ...] token ids, broadcast to the leading axes of `hidden`.
+
+        Returns:
+            [B, ..., V] float32.
+        """
+        width = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
+        return self.target.logits(hidden) + self.draft.calibration(width, hidden)
+
+    def _draft_layers(self):
+        """(index, layer) of the target's last D layers."""
+        return list(enumerate(self.target.layers))[self.split :]
+
+    def _prefix(
+        self, cache: Cache, index: int, length: jax.Array, positions: jax.Array
+    ) -> Part:
+        window = self.config.layer_windows[index]
+        return Part(
+            cache.layer(index), masks.prefix_mask(length, positions, cache.num_slots, window)
+        )
+
+    def _mask_tokens(self, batch: int, num_tokens: int) -> jax.Array:
+        shape = (batch, num_tokens, self.config.hidden_size)
+        return jnp.broadcast_to(self.draft.mask_embedding, shape)
+
+
+def flexdraft_model(target: Target, draft: Draft | None) -> FlexDraft:
+    """The module for a target and its draft (or none)."""
+    return FlexDraft(target.config, None if draft is None else draft.config, target.dtype)
+
+
+def flexdraft_variables(target: Target, draft: Draft | None) -> dict[str, Params]:
+    """The two parameter trees as `FlexDraft.apply` takes them."""
+    params = {"target": target.params}
+    return {"params": params if draft is None else {**params, "draft": draft.params}}

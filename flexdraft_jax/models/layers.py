@@ -1,0 +1,243 @@
+"""The parts of a decoder layer: projections, norms, rotary embeddings, attention, MLP."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.models.cache import KeysValues
+
+# Finite, so that a fully masked part of the keys gets weight exp(_MASKED - max) = 0 and no NaN.
+_MASKED = -1e30
+
+
+def precision(dtype) -> jax.lax.Precision | None:
+    """Full precision for float32: TPUs and GPUs would multiply it in bf16 or TF32 otherwise."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`, with a 2-D kernel [in, out]: compilers lay those out best."""
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., in] -> [..., out]."""
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), self.dtype)
+        y = jnp.matmul(x, kernel, precision=precision(x.dtype))
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            y = y + self.param("bias", init, (self.features,), self.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis; squares and mean in float32, as they decide."""
+
+    eps: float
+    axis: str = "embed"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., E] -> [..., E]."""
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale = self.param("scale", init, (x.shape[-1],), self.dtype)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return scale * wide.astype(x.dtype)
+
+
+class Rope(NamedTuple):
+    """Cosine and sine tables at some positions, each [B, T, 1, H], float32."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rope_tables(config: TargetConfig, positions: jax.Array) -> Rope:
+    """Rotary tables at `positions` [B, T]."""
+    angle = positions[..., None].astype(jnp.float32) * _rope_frequencies(config)  # [B, T, H / 2]
+    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
+    return Rope(jnp.cos(angle), jnp.sin(angle))
+
+
+@functools.lru_cache
+def _rope_frequencies(config: TargetConfig) -> np.ndarray:
+    """Radians per position of each of the H / 2 pairs, scaled as the config says."""
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    frequency = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    if scaling.rope_type == "linear":
+        return frequency / np.float32(scaling.factor)
+    # llama3: between the two wavelengths, a linear blend of the scaled and the plain frequency.
+    context = scaling.original_max_position_embeddings
+    turns = context * frequency / (2 * np.pi)  # full turns within the original context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return ((1 - keep) * frequency / scaling.factor + keep * frequency).astype(np.float32)
+
+
+def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
+    """Rotates x [B, T, heads, H]; pair i is (x[i], x[i + H / 2]), as in Hugging Face models."""
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x * rope.cos + turned * rope.sin).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """The four projections and the q/k norms. Targets and drafts have one of these each."""
+
+    config: TargetConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Declares the parameters."""
+        c = self.config
+        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        linear = functools.partial(Linear, dtype=self.dtype)
+        self.q_proj = linear(queries, ("embed", "heads"), c.qkv_bias)
+        self.k_proj = linear(keys, ("embed", "kv_heads"), c.qkv_bias)
+        self.v_proj = linear(keys, ("embed", "kv_heads"), c.qkv_bias)
+        self.o_proj = linear(c.hidden_size, ("heads", "embed"), c.o_bias)
+        if c.qk_norm:
+            self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", self.dtype)
+            self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", self.dtype)
+
+    def qkv(self, x: jax.Array, rope: Rope) -> tuple[jax.Array, KeysValues]:
+        """x: [B, T, E] -> queries [B, T, N, H], keys and values [B, K, T, H]."""
+        queries = self._heads(self.q_proj(x), self.config.num_heads)
+        keys = self._heads(self.k_proj(x), self.config.num_kv_heads)
+        values = self._heads(self.v_proj(x), self.config.num_kv_heads)
+        if self.config.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        queries, keys = apply_rope(queries, rope), apply_rope(keys, rope)
+        return queries, KeysValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+    def output(self, values: jax.Array) -> jax.Array:
+        """values: [B, T, N, H] -> [B, T, E]."""
+        return self.o_proj(values.reshape(*values.shape[:2], -1))
+
+    def _heads(self, x: jax.Array, num_heads: int) -> jax.Array:
+        return x.reshape(*x.shape[:2], num_heads, self.config.head_dim)
+
+
+class MLP(nn.Module):
+    """Gated MLP: `down(silu(gate(x)) * up(x))`."""
+
+    config: TargetConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [B, T, E] -> [B, T, E]."""
+        c = self.config
+        linear = functools.partial(Linear, use_bias=c.mlp_bias, dtype=self.dtype)
+        gate = linear(c.intermediate_size, ("embed", "mlp"), name="gate_proj")(x)
+        up = linear(c.intermediate_size, ("embed", "mlp"), name="up_proj")(x)
+        return linear(c.hidden_size, ("mlp", "embed"), name="down_proj")(nn.silu(gate) * up)
+
+
+class Part(NamedTuple):
+    """Some of the keys that queries attend to.
+
+    Attributes:
+        kv: keys and values [B, K, S, H].
+        mask: broadcasts to [B, T, S]; with groups, to [B * groups, T / groups, S / groups].
+        num_groups: queries and keys both fall into this many equal runs, and each run of queries
+            sees its own run of keys only.
+    """
+
+    kv: KeysValues
+    mask: jax.Array | np.ndarray
+    num_groups: int = 1
+
+
+def attend(queries: jax.Array, parts: Sequence[Part]) -> jax.Array:
+    """Softmax attention over the union of the parts' keys.
+
+    Each part makes its own unnormalised sum, and the sums are merged; so the cache is read where it
+    lies instead of being copied next to the fresh keys.
+
+    Args:
+        queries: [B, T, N, H].
+        parts: at least one of them must show each query some key.
+
+    Returns:
+        [B, T, N, H]
+    """
+    batch, num_queries, heads, head_dim = queries.shape
+    kv_heads = parts[0].kv.keys.shape[1]
+    # Query heads r of one kv head side by side: [B, K, R, T, H].
+    q = queries.reshape(batch, num_queries, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    q = q * head_dim**-0.5
+    sums = [_unnormalised(q, part) for part in parts]
+    top = functools.reduce(jnp.maximum, (partial.top for partial in sums))
+    scales = [jnp.exp(partial.top - top) for partial in sums]
+    total = sum(s * partial.total for s, partial in zip(scales, sums, strict=True))
+    values = sum(s * partial.values for s, partial in zip(scales, sums, strict=True))
+    out = (values / total).astype(queries.dtype)  # [B, K, R, T, H]
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
+
+
+class _PartialSum(NamedTuple):
+    values: jax.Array  # [B, K, R, T, H], weighted by exp(score - top)
+    total: jax.Array  # [B, K, R, T, 1], sum of the weights
+    top: jax.Array  # [B, K, R, T, 1], largest score
+
+
+def _unnormalised(q: jax.Array, part: Part) -> _PartialSum:
+    if part.num_groups > 1:
+        folded = Part(KeysValues(*(_fold(x, part.num_groups) for x in part.kv)), part.mask)
+        partial = _unnormalised(_fold(q, part.num_groups), folded)
+        return _PartialSum(*(_unfold(x, part.num_groups) for x in partial))
+    batch, kv_heads, repeats, num_queries, head_dim = q.shape
+    # One matmul a kv head: [B, K, R * T, H] x [B, K, S, H] -> [B, K, R * T, S].
+    rows = q.reshape(batch, kv_heads, repeats * num_queries, head_dim)
+    scores = jnp.einsum(
+        "BKQH,BKSH->BKQS",
+        rows,
+        part.kv.keys,
+        precision=precision(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    scores = scores.reshape(batch, kv_heads, repeats, num_queries, -1)
+    mask = part.mask if part.mask.ndim == 2 else part.mask[:, None, None]  # [T, S], [B, 1, 1, T, S]
+    scores = jnp.where(mask, scores, _MASKED)
+    # The maximum only keeps exp() in range; it cancels in the merge, and so does its gradient.
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    values = jnp.einsum(
+        "BKQS,BKSH->BKQH",
+        weights.reshape(batch, kv_heads, repeats * num_queries, -1).astype(q.dtype),
+        part.kv.values,
+        precision=precision(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    values = values.reshape(q.shape)
+    return _PartialSum(values, jnp.sum(weights, axis=-1, keepdims=True), top)
+
+
+def _fold(x: jax.Array, num_groups: int) -> jax.Array:
+    """[B, ..., groups * n, H] -> [B * groups, ..., n, H]."""
+    *lead, _, head_dim = x.shape
+    x = jnp.moveaxis(x.reshape(*lead, num_groups, -1, head_dim), -3, 1)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _unfold(x: jax.Array, num_groups: int) -> jax.Array:
+    """[B * groups, ..., n, H] -> [B, ..., groups * n, H]."""
+    x = jnp.moveaxis(x.reshape(-1, num_groups, *x.shape[1:]), 1, -3)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])

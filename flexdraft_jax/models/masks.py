@@ -1,0 +1,134 @@
+"""Who sees whom. Every mask is boolean, True where the query (row) sees the key (column).
+
+One decoding step has three kinds of keys, and each has its mask:
+
+    queries \\ keys   cache prefix      candidates 0..v    mask groups 0..v
+    candidate i      slots < length    j <= i             never
+    group k, slot j  slots < length    i <= k             its own group, both ways
+
+In a sliding-window layer a query at position p sees no key at a position <= p - window.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def prefix_mask(
+    length: jax.Array, positions: jax.Array, num_slots: int, window: int | None
+) -> jax.Array:
+    """Queries against cache slots; slot s holds the token at position s.
+
+    Args:
+        length: [B] tokens in the cache.
+        positions: [B, T] of the queries, in tokens.
+        num_slots: S.
+        window: of this layer, or None.
+
+    Returns:
+        [B, 1, S] without a window, [B, T, S] with one.
+    """
+    slots = jnp.arange(num_slots)
+    written = slots < length[:, None, None]  # [B, 1, S]
+    if window is None:
+        return written
+    return written & (slots > positions[:, :, None] - window)
+
+
+def block_mask(num_candidates: int, window: int | None) -> np.ndarray:
+    """Candidates against candidates: causal. For C = 3:
+
+        1 0 0
+        1 1 0
+        1 1 1
+
+    Returns:
+        [C, C]
+    """
+    offset = np.arange(num_candidates)
+    distance = offset[:, None] - offset
+    return (distance >= 0) & _within(distance, window)
+
+
+def group_block_mask(
+    num_groups: int, block_size: int, num_candidates: int, window: int | None
+) -> np.ndarray:
+    """Mask tokens of groups 0..G-1 against candidates: group k sees candidates 0..k.
+
+    For G = C = 3 and n = 2, group k's slot j lying at offset k + 1 + j from candidate 0:
+
+        1 0 0   group 0
+        1 0 0
+        1 1 0   group 1
+        1 1 0
+        1 1 1   group 2
+        1 1 1
+
+    Returns:
+        [G * n, C]
+    """
+    group = np.repeat(np.arange(num_groups), block_size)
+    offset = group + 1 + np.tile(np.arange(block_size), num_groups)
+    candidate = np.arange(num_candidates)
+    return (candidate <= group[:, None]) & _within(offset[:, None] - candidate, window)
+
+
+def own_group_mask(block_size: int, window: int | None) -> np.ndarray:
+    """Mask tokens of one group against each other: both ways, all ones without a window.
+
+    Returns:
+        [n, n]
+    """
+    offset = np.arange(block_size)
+    return _within(offset[:, None] - offset, window)
+
+
+def segment_mask(segment_ids: jax.Array, positions: jax.Array, window: int | None) -> jax.Array:
+    """Packed documents: causal within a document, nothing across documents.
+
+    Args:
+        segment_ids: [B, T], which document a token belongs to.
+        positions: [B, T], counted from the start of its document.
+        window: of this layer, or None.
+
+    Returns:
+        [B, T, T]
+    """
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    distance = positions[:, :, None] - positions[:, None, :]
+    return same & (distance >= 0) & _within(distance, window)
+
+
+def anchor_mask(
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    anchors: jax.Array,
+    block_size: int,
+    window: int | None,
+) -> jax.Array:
+    """Training: mask tokens of group a against the clean tokens up to its anchor.
+
+    Args:
+        segment_ids: [B, T], which document a token belongs to.
+        positions: [B, T], counted from the start of its document.
+        anchors: [B, A] indices into T.
+        block_size: n.
+        window: of this layer, or None.
+
+    Returns:
+        [B, A * n, T]
+    """
+    segment = jnp.take_along_axis(segment_ids, anchors, axis=1)  # [B, A]
+    position = jnp.take_along_axis(positions, anchors, axis=1)
+    seen = (segment[:, :, None] == segment_ids[:, None, :]) & (
+        positions[:, None, :] <= position[:, :, None]
+    )  # [B, A, T]
+    own = position[:, :, None] + 1 + jnp.arange(block_size)  # [B, A, n]
+    distance = own[:, :, :, None] - positions[:, None, None, :]  # [B, A, n, T]
+    mask = seen[:, :, None, :] & _within(distance, window)
+    return mask.reshape(mask.shape[0], -1, mask.shape[-1])
+
+
+def _within(distance, window: int | None):
+    """Query position minus key position, held against the window."""
+    return distance < window if window is not None else distance == distance

@@ -1,0 +1,190 @@
+"""The frozen decoder: clean tokens through layers a..b, and the head on top."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.models import masks
+from flexdraft_jax.models.cache import KeysValues
+from flexdraft_jax.models.layers import (
+    MLP,
+    Attention,
+    Linear,
+    Part,
+    RMSNorm,
+    Rope,
+    attend,
+    precision,
+    rope_tables,
+)
+
+Params = dict[str, Any]
+
+
+class DecoderLayer(nn.Module):
+    """One layer: attention and MLP, each behind a norm and around a residual."""
+
+    config: TargetConfig
+    window: int | None
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Declares the parameters."""
+        norm = functools.partial(RMSNorm, self.config.rms_norm_eps, "embed", self.dtype)
+        self.input_norm = norm()
+        self.attention = Attention(self.config, self.dtype)
+        self.post_attention_norm = norm()
+        self.mlp = MLP(self.config, self.dtype)
+
+    def __call__(
+        self, x: jax.Array, rope: Rope, mask: jax.Array, prefix: Sequence[Part] = ()
+    ) -> tuple[jax.Array, KeysValues]:
+        """Clean tokens attend to `prefix` and, under `mask`, to each other.
+
+        Args:
+            x: [B, T, E].
+            rope: at the tokens' positions.
+            mask: broadcasts to [B, T, T].
+            prefix: what lies before these tokens: the cache.
+
+        Returns:
+            x [B, T, E] and the tokens' keys and values [B, K, T, H].
+        """
+        queries, fresh = self.attention.qkv(self.input_norm(x), rope)
+        values = attend(queries, [*prefix, Part(fresh, mask)])
+        return self.feed_forward(x + self.attention.output(values)), fresh
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        """The half of the layer behind attention: x [B, T, E] -> [B, T, E]."""
+        return x + self.mlp(self.post_attention_norm(x))
+
+
+class TargetModel(nn.Module):
+    """The whole target. Parameters may be float32 or bfloat16; logits are float32."""
+
+    config: TargetConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Declares the parameters."""
+        c = self.config
+        self.embed = Embedding(c.vocab_size, c.hidden_size, self.dtype)
+        self.layers = [DecoderLayer(c, window, self.dtype) for window in c.layer_windows]
+        self.final_norm = RMSNorm(c.rms_norm_eps, "embed", self.dtype)
+        if not c.tie_word_embeddings:
+            self.lm_head = Linear(c.vocab_size, ("embed", "vocab"), dtype=self.dtype)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits of whole sequences, without a cache.
+
+        Args:
+            tokens: [B, T].
+            positions: [B, T]; 0..T-1 if left out.
+            segment_ids: [B, T] which packed document a token belongs to; one if left out.
+
+        Returns:
+            [B, T, V] float32.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        if segment_ids is None:
+            segment_ids = jnp.zeros_like(tokens)
+        x = self.embed(tokens)  # [B, T, E]
+        rope = rope_tables(self.config, positions)
+        for layer in self.layers:
+            x, _ = layer(x, rope, masks.segment_mask(segment_ids, positions, layer.window))
+        return self.logits(self.final_norm(x))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """The LM head: final-normed hidden states [..., E] -> [..., V] float32."""
+        if self.config.tie_word_embeddings:
+            return self.embed.attend(hidden)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+
+class Embedding(nn.Module):
+    """The token table, which a tied LM head reads a second time."""
+
+    vocab_size: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Declares the table [V, E]."""
+        init = nn.initializers.normal(self.features**-0.5)
+        init = nn.with_logical_partitioning(init, ("vocab", "embed"))
+        shape = (self.vocab_size, self.features)
+        self.embedding = self.param("embedding", init, shape, self.dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """tokens: [...] -> [..., E]."""
+        return self.embedding[tokens]
+
+    def attend(self, hidden: jax.Array) -> jax.Array:
+        """hidden: [..., E] -> logits [..., V] float32."""
+        return jnp.einsum(
+            "...E,VE->...V", hidden, self.embedding, precision=precision(hidden.dtype)
+        ).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A frozen model and its weights.
+
+    Attributes:
+        config: its shape.
+        params: the weights, as `target_shapes` lays them out.
+    """
+
+    config: TargetConfig
+    params: Params
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the weights, and so of hidden states and cache."""
+        return self.params["embed"]["embedding"].dtype
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, as the checkpoint says."""
+        return self.config.eos_token_ids
+
+
+def target_shapes(config: TargetConfig, dtype=jnp.float32) -> Params:
+    """The parameter tree with a `jax.ShapeDtypeStruct` at every leaf; computes nothing."""
+    return nn.meta.unbox(_boxed_shapes(config, dtype))
+
+
+def target_logical_axes(config: TargetConfig) -> Params:
+    """The parameter tree with a `PartitionSpec` of logical axes at every leaf."""
+    return nn.get_partition_spec(_boxed_shapes(config, jnp.float32))
+
+
+def init_target(config: TargetConfig, rng: jax.Array, dtype=jnp.float32) -> Target:
+    """A target with random weights.
+
+    Args:
+        config: its shape.
+        rng: a `jax.random.key`.
+        dtype: of the weights.
+    """
+    model = TargetModel(config, dtype)
+    params = jax.jit(model.init)(rng, jnp.zeros((1, 1), jnp.int32))["params"]
+    return Target(config, nn.meta.unbox(params))
+
+
+def _boxed_shapes(config: TargetConfig, dtype) -> Params:
+    model = TargetModel(config, dtype)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]

@@ -1,0 +1,1 @@
+"""Where arrays live: logical axes and, from them, shardings."""
