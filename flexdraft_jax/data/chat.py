@@ -49,7 +49,8 @@ class EncodedTurn:
     @property
     def prompt_tokens(self) -> list[int]:
         """Tokens before the response (all of them if there is no response)."""
-        return self.tokens[: self.response_mask.index(True)] if any(self.response_mask) else self.tokens
+        end = self.response_mask.index(True) if any(self.response_mask) else len(self.tokens)
+        return self.tokens[:end]
 
 
 def build_byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""Chat turns from the Python standard library's own source: the code domain of the embedded default.
+"""Chat turns from the Python standard library's own source: the domain of code.
 
 Each task asks to complete a function or method, found by `ast`; a long body becomes several tasks,
 the later ones asking to continue from the lines before. Whole modules are held out, never single
@@ -60,7 +60,8 @@ def code_tasks(split: Split) -> list[CodeTask]:
 
 def is_held_out(module: str) -> bool:
     """Tells whether a module belongs to the held-out split (about one in twenty, by name)."""
-    return int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
+    digest = hashlib.sha256(module.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % _HELD_OUT_ONE_IN == 0
 
 
 @lru_cache(maxsize=1)

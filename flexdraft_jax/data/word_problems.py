@@ -1,4 +1,4 @@
-"""Step-by-step word problems from a seeded generator: the maths domain of the embedded default.
+"""Step-by-step word problems from a seeded generator: the domain of maths.
 
 The solution is a function of the question alone (variety lies in the question), every calculation
 in it is written out and true, and its last sentence is "The answer is N.". Sums and differences
@@ -13,7 +13,8 @@ from functools import lru_cache
 from string import Formatter
 from typing import Any, TypeVar
 
-from flexdraft_jax.data.word_problem_shapes import DAYS, ITEMS, PEOPLE, SHAPES, Shape
+from flexdraft_jax.data.word_problem_scenes import DAYS, ITEMS, PEOPLE
+from flexdraft_jax.data.word_problem_shapes import SHAPES, Shape
 
 TRAIN_SEED = 0
 HELD_OUT_SEED = 1
@@ -122,7 +123,8 @@ def _calculate(a: int, operator: str, b: int) -> tuple[int, str] | None:
         if a >= 10 and tens and ones:
             # Tens first, then ones: each part is small enough for a tiny model to learn.
             middle = a + sign * tens
-            text = f"{a} {operator} {tens} = {middle} and {middle} {operator} {ones} = {result}, so {text}"
+            parts = f"{a} {operator} {tens} = {middle} and {middle} {operator} {ones} = {result}"
+            text = f"{parts}, so {text}"
         return result, text
     if operator == "x":
         if max(a, b) > _LARGEST_FACTOR:

@@ -14,9 +14,7 @@ def _turn(tokens, prompt_length):
 
 
 _TURNS = st.lists(
-    st.builds(
-        _turn, st.lists(st.integers(1, 259), min_size=1, max_size=12), st.integers(0, 12)
-    ),
+    st.builds(_turn, st.lists(st.integers(1, 259), min_size=1, max_size=12), st.integers(0, 12)),
     min_size=1,
     max_size=200,
 )
