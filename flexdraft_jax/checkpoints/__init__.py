@@ -1,0 +1,1 @@
+"""Checkpoints on disk: Hugging Face targets and the published draft format, in and out."""

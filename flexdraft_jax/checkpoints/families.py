@@ -1,0 +1,364 @@
+"""What a Hugging Face `config.json` means, family by family.
+
+The families differ in a few places only, and silently: a field that is absent means the family's
+own default, the same field has a bias on other projections, a window counts for other layers.
+Each is one entry of `FAMILIES`. What this project would compute differently from Hugging Face is
+refused here, with the field's name and value.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flexdraft_jax.checkpoints import fields
+from flexdraft_jax.config import RopeScaling, TargetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one `model_type` reads its config. Defaults are those of the Hugging Face class.
+
+    Attributes:
+        architecture: the class that `config.json` names.
+        qk_norm: queries and keys are normalised per head.
+        attention_bias: biases of the attention projections: "never", "qkv" (always on q, k and v)
+            or "field" (`attention_bias` says, for q, k, v and o).
+        mlp_bias: the family reads `mlp_bias`.
+        windows: layers with a sliding window: "never", "all" (`sliding_window` counts for every
+            layer) or "layers" (`layer_types`, or `use_sliding_window` and `max_window_layers`).
+        head_dim: where the field is absent; None is hidden_size / num_attention_heads.
+        num_kv_heads: where the field is absent; None is num_attention_heads.
+        max_position_embeddings: where the field is absent.
+        eos_token_ids: where the field is absent.
+    """
+
+    architecture: str
+    qk_norm: bool
+    attention_bias: Literal["never", "qkv", "field"]
+    mlp_bias: bool
+    windows: Literal["never", "all", "layers"]
+    head_dim: int | None
+    num_kv_heads: int | None
+    max_position_embeddings: int
+    eos_token_ids: tuple[int, ...]
+
+
+FAMILIES = {
+    "qwen3": Family(
+        architecture="Qwen3ForCausalLM",
+        qk_norm=True,
+        attention_bias="field",
+        mlp_bias=False,
+        windows="layers",
+        head_dim=128,
+        num_kv_heads=32,
+        max_position_embeddings=32_768,
+        eos_token_ids=(),
+    ),
+    "qwen2": Family(
+        architecture="Qwen2ForCausalLM",
+        qk_norm=False,
+        attention_bias="qkv",
+        mlp_bias=False,
+        windows="layers",
+        head_dim=None,
+        num_kv_heads=32,
+        max_position_embeddings=32_768,
+        eos_token_ids=(),
+    ),
+    "llama": Family(
+        architecture="LlamaForCausalLM",
+        qk_norm=False,
+        attention_bias="field",
+        mlp_bias=True,
+        windows="never",
+        head_dim=None,
+        num_kv_heads=None,
+        max_position_embeddings=2_048,
+        eos_token_ids=(2,),
+    ),
+    "mistral": Family(
+        architecture="MistralForCausalLM",
+        qk_norm=False,
+        attention_bias="never",
+        mlp_bias=False,
+        windows="all",
+        head_dim=None,
+        num_kv_heads=8,
+        max_position_embeddings=131_072,
+        eos_token_ids=(2,),
+    ),
+}
+
+# Shared by the four families' Hugging Face classes.
+_DEFAULT_ROPE_THETA = 10_000.0
+_DEFAULT_SLIDING_WINDOW = 4_096
+_DEFAULT_MAX_WINDOW_LAYERS = 28
+
+
+def target_config_from_hf(
+    config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None
+) -> TargetConfig:
+    """Reads the contents of `config.json`.
+
+    Args:
+        config: the parsed file, of transformers 4 or 5.
+        generation_config: the parsed `generation_config.json`. Its `eos_token_id` wins over the
+            config's, as in Hugging Face `generate`.
+
+    Raises:
+        ValueError: a family or feature that is not supported, or a field that is missing or holds
+            something unusable; names the field, the value and what would be right.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(
+            f"model_type={model_type!r}: must be one of {', '.join(map(repr, FAMILIES))}"
+        )
+    family = FAMILIES[model_type]
+    _refuse_other_mathematics(config)
+    hidden_size = fields.integer(config, "hidden_size")
+    num_heads = fields.integer(config, "num_attention_heads")
+    head_dim = fields.integer(config, "head_dim", family.head_dim, null=None)
+    if head_dim is None:
+        if hidden_size % num_heads:
+            raise ValueError(
+                f"hidden_size={hidden_size}: must be a multiple of num_attention_heads={num_heads} "
+                "where the config has no head_dim"
+            )
+        head_dim = hidden_size // num_heads
+    num_layers = fields.integer(config, "num_hidden_layers")
+    max_position_embeddings = fields.integer(
+        config, "max_position_embeddings", family.max_position_embeddings
+    )
+    rope_theta, rope_scaling = _rope(config, max_position_embeddings)
+    has_bias = family.attention_bias == "field" and fields.flag(config, "attention_bias", False)
+    return TargetConfig(
+        model_type=model_type,
+        vocab_size=fields.integer(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=fields.integer(config, "intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=fields.integer(config, "num_key_value_heads", family.num_kv_heads, null=None)
+        or num_heads,
+        head_dim=head_dim,
+        rms_norm_eps=fields.number(config, "rms_norm_eps", 1e-6),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        tie_word_embeddings=fields.flag(config, "tie_word_embeddings", False),
+        qkv_bias=has_bias or family.attention_bias == "qkv",
+        o_bias=has_bias,
+        mlp_bias=family.mlp_bias and fields.flag(config, "mlp_bias", False),
+        qk_norm=family.qk_norm,
+        layer_windows=_layer_windows(config, family, num_layers),
+        max_position_embeddings=max_position_embeddings,
+        eos_token_ids=_eos_token_ids(config, generation_config or {}, family),
+    )
+
+
+def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
+    """The contents of a `config.json` that Hugging Face reads as the same model.
+
+    RoPE is written as `rope_theta` and `rope_scaling`, which transformers 4 and 5 both read.
+
+    Raises:
+        ValueError: the family's config class has no words for this config (a Mistral with biases,
+            say); names every field that would be lost.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"model_type={config.model_type!r}: must be one of {', '.join(map(repr, FAMILIES))}"
+        )
+    family = FAMILIES[config.model_type]
+    eos = list(config.eos_token_ids)
+    hf: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": _rope_scaling_to_hf(config.rope_scaling),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        # null, not absent: Llama and Mistral would read an absent field as token 2.
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+    }
+    if family.attention_bias == "field":
+        hf["attention_bias"] = config.qkv_bias
+    if family.mlp_bias:
+        hf["mlp_bias"] = config.mlp_bias
+    hf |= _windows_to_hf(config, family)
+    read_back = dataclasses.asdict(target_config_from_hf(hf))
+    lost = [
+        f"{name}={value!r} (would be read as {read_back[name]!r})"
+        for name, value in dataclasses.asdict(config).items()
+        if read_back[name] != value
+    ]
+    if lost:
+        raise ValueError(
+            f"model_type={config.model_type!r}: its config.json cannot say {', '.join(lost)}"
+        )
+    return hf
+
+
+def _refuse_other_mathematics(config: Mapping[str, Any]) -> None:
+    """Fields that change what Hugging Face computes and that this project does not follow."""
+    allowed: dict[str, tuple[Any, ...]] = {
+        "hidden_act": ("silu", "swish"),
+        "partial_rotary_factor": (None, 1.0),
+        "quantization_config": (None,),
+        "per_layer_config": (None,),
+        "is_causal": (None, True),
+        "is_encoder_decoder": (None, False),
+    }
+    for name, values in allowed.items():
+        if name in config and config[name] not in values:
+            raise ValueError(
+                f"{name}={config[name]!r}: not supported; must be "
+                f"{' or '.join(repr(value) for value in values)}, or absent"
+            )
+
+
+def _rope(
+    config: Mapping[str, Any], max_position_embeddings: int
+) -> tuple[float, RopeScaling | None]:
+    """Base and scaling, from `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+    # Hugging Face's order of precedence: an older field wins as a whole.
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = fields.mapping(config, key) or {}
+    theta = fields.number(config, "rope_theta", _DEFAULT_ROPE_THETA)
+    inner_theta = fields.number(rope, "rope_theta", theta, where=key)
+    if "rope_theta" in config and inner_theta != theta:
+        raise ValueError(
+            f"rope_theta={theta!r} and {key}.rope_theta={inner_theta!r}: must be equal"
+        )
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise ValueError(
+            f"{key}.partial_rotary_factor={rope['partial_rotary_factor']!r}: not supported; must "
+            "be 1.0, or absent"
+        )
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type == "default":
+        nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
+        if nested:
+            raise ValueError(f"{key}.{nested[0]}: other RoPE per layer type is not supported")
+        return inner_theta, None
+    if rope_type == "linear":
+        return inner_theta, RopeScaling("linear", fields.number(rope, "factor", where=key))
+    if rope_type == "llama3":
+        original = fields.integer(
+            rope, "original_max_position_embeddings", max_position_embeddings, where=key
+        )
+        # Where both are there Hugging Face takes the one outside.
+        original = fields.integer(config, "original_max_position_embeddings", original)
+        low, high = (
+            fields.number(rope, f"{end}_freq_factor", where=key) for end in ("low", "high")
+        )
+        if low >= high:
+            raise ValueError(
+                f"{key}.low_freq_factor={low!r}: must be below high_freq_factor={high!r}"
+            )
+        return inner_theta, RopeScaling(
+            "llama3", fields.number(rope, "factor", where=key), low, high, original
+        )
+    raise ValueError(
+        f"{key}.rope_type={rope_type!r}: not supported; must be 'default', 'linear' or 'llama3'"
+    )
+
+
+def _rope_scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    if scaling.rope_type == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return dataclasses.asdict(scaling)
+
+
+def _layer_windows(
+    config: Mapping[str, Any], family: Family, num_layers: int
+) -> tuple[int | None, ...]:
+    """The window of each layer, None where it sees everything."""
+    if family.windows != "layers":
+        # transformers would load a Mistral with layer types as yet another family.
+        _refuse_unless_absent(config, "layer_types")
+        if family.windows == "all":
+            window = fields.integer(config, "sliding_window", _DEFAULT_SLIDING_WINDOW, null=None)
+            return (window,) * num_layers
+        _refuse_unless_absent(config, "sliding_window")
+        return (None,) * num_layers
+    window = None
+    if fields.flag(config, "use_sliding_window", False):
+        window = fields.integer(config, "sliding_window", _DEFAULT_SLIDING_WINDOW, null=None)
+    kinds = config.get("layer_types")
+    if kinds is None:
+        first = fields.integer(config, "max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS, minimum=0)
+        return tuple(window if layer >= first else None for layer in range(num_layers))
+    known = ("full_attention", "sliding_attention")
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or any(kind not in known for kind in kinds)
+    ):
+        raise ValueError(
+            f"layer_types={kinds!r}: must list 'full_attention' or 'sliding_attention' for each of "
+            f"the num_hidden_layers={num_layers} layers"
+        )
+    if window is None and "sliding_attention" in kinds:
+        raise ValueError(
+            f"layer_types={kinds!r}: has sliding layers, so use_sliding_window must be true and "
+            "sliding_window a number"
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _refuse_unless_absent(config: Mapping[str, Any], name: str) -> None:
+    if config.get(name) is not None:
+        raise ValueError(
+            f"{name}={config[name]!r}: not supported for model_type={config['model_type']!r}; "
+            "must be absent"
+        )
+
+
+def _windows_to_hf(config: TargetConfig, family: Family) -> dict[str, Any]:
+    """The fields that `_layer_windows` reads; one window size at most can be said."""
+    windows = config.layer_windows
+    window = next((w for w in windows if w is not None), None)
+    if family.windows == "never":
+        return {}
+    if family.windows == "all":
+        return {"sliding_window": window}
+    kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
+    return {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        # For readers older than `layer_types`: right where the full layers come first.
+        "max_window_layers": (kinds + ["sliding_attention"]).index("sliding_attention"),
+        "layer_types": kinds,
+    }
+
+
+def _eos_token_ids(
+    config: Mapping[str, Any], generation_config: Mapping[str, Any], family: Family
+) -> tuple[int, ...]:
+    where = ""
+    value = generation_config.get("eos_token_id")
+    if value is not None:
+        where = "generation_config.json: "
+    elif "eos_token_id" in config:
+        value = config["eos_token_id"]
+    else:
+        return family.eos_token_ids
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise ValueError(
+            f"{where}eos_token_id={value!r}: must be a token id, a list of them, or null"
+        )
+    return tuple(ids)

@@ -1,0 +1,167 @@
+"""Targets: Hugging Face directories in and out."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flexdraft_jax.checkpoints import families, weights
+from flexdraft_jax.checkpoints.safetensors import (
+    SafetensorsDirectory,
+    existing_directory,
+    parse_dtype,
+    read_json,
+    write_json,
+    write_safetensors,
+)
+from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.models.target import Target, target_shapes
+
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+
+TARGET_RULES = (
+    weights.Rule("embed/embedding", "model.embed_tokens.weight"),
+    weights.Rule(r"layers_(\d+)/input_norm/scale", r"model.layers.\1.input_layernorm.weight"),
+    weights.Rule(
+        r"layers_(\d+)/attention/([qkvo]_proj)/kernel",
+        r"model.layers.\1.self_attn.\2.weight",
+        transpose=True,
+    ),
+    weights.Rule(
+        r"layers_(\d+)/attention/([qkvo]_proj)/bias", r"model.layers.\1.self_attn.\2.bias"
+    ),
+    weights.Rule(
+        r"layers_(\d+)/attention/([qk]_norm)/scale", r"model.layers.\1.self_attn.\2.weight"
+    ),
+    weights.Rule(
+        r"layers_(\d+)/post_attention_norm/scale",
+        r"model.layers.\1.post_attention_layernorm.weight",
+    ),
+    weights.Rule(
+        r"layers_(\d+)/mlp/(gate_proj|up_proj|down_proj)/kernel",
+        r"model.layers.\1.mlp.\2.weight",
+        transpose=True,
+    ),
+    weights.Rule(
+        r"layers_(\d+)/mlp/(gate_proj|up_proj|down_proj)/bias", r"model.layers.\1.mlp.\2.bias"
+    ),
+    weights.Rule("final_norm/scale", "model.norm.weight"),
+    weights.Rule("lm_head/kernel", "lm_head.weight", transpose=True),
+)
+
+# Tables that old exporters wrote beside the weights; they follow from the config.
+_DERIVED_TENSORS = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
+_LM_HEAD = "lm_head.weight"
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+def load_target(directory: str | os.PathLike[str], *, dtype: str = "float32") -> Target:
+    """Loads a model of a supported family from a Hugging Face directory.
+
+    Args:
+        directory: holds config.json and model.safetensors, or shards with their index;
+            generation_config.json is read for its stop tokens if it is there.
+        dtype: "float32" or "bfloat16", what the weights are cast to.
+
+    Raises:
+        ValueError: the directory or a file is missing or broken, the config asks for something
+            that is not supported, tensors are missing, unexpected or of another shape (all of
+            them are listed), or weights are NaN or infinite.
+    """
+    target_dtype = parse_dtype(dtype)
+    config = read_target_config(directory)
+    checkpoint = SafetensorsDirectory(directory)
+    shapes = target_shapes(config, target_dtype)
+    ignored = (*_DERIVED_TENSORS, *([_LM_HEAD] if config.tie_word_embeddings else []))
+    weights.check_tensors(checkpoint, shapes, TARGET_RULES, ignored)
+    if config.tie_word_embeddings:
+        _require_tied(checkpoint)
+    readers = weights.parameter_readers(checkpoint, shapes, TARGET_RULES, target_dtype)
+    return Target(config=config, params=weights.read_parameters(readers))
+
+
+def read_target_config(directory: str | os.PathLike[str]) -> TargetConfig:
+    """Reads config.json and the stop tokens of generation_config.json, but no weights.
+
+    Raises:
+        ValueError: a file is missing or broken, or asks for something that is not supported; the
+            message names the file.
+    """
+    path = existing_directory(directory)
+    config = read_json(path / CONFIG_FILE)
+    generation_path = path / GENERATION_CONFIG_FILE
+    generation_config = read_json(generation_path) if generation_path.is_file() else None
+    try:
+        return families.target_config_from_hf(config, generation_config)
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG_FILE}: {error}") from error
+
+
+def save_target(
+    target: Target, directory: str | os.PathLike[str], *, dtype: str | None = None
+) -> None:
+    """Writes a directory that `load_target` and transformers read.
+
+    Args:
+        target: the model.
+        directory: made if it is not there; files of the same names are replaced.
+        dtype: "float32" or "bfloat16" to store; None stores the parameters as they are.
+
+    Raises:
+        ValueError: the family's config.json has no words for this config, the parameters do not
+            fit it, or weights are NaN or infinite. Nothing is written then.
+    """
+    config = target.config
+    tensors = weights.named_tensors(
+        target.params,
+        target_shapes(config, np.dtype(np.float32)),
+        TARGET_RULES,
+        None if dtype is None else parse_dtype(dtype),
+    )
+    hf_config = families.target_config_to_hf(config)
+    hf_config["dtype"] = str(tensors[_EMBEDDING].dtype)
+    write_directory(directory, hf_config, tensors)
+    # Hugging Face `generate` asks this file first; one from an earlier save must not win.
+    write_json(
+        pathlib.Path(directory) / GENERATION_CONFIG_FILE,
+        {"eos_token_id": hf_config["eos_token_id"]},
+    )
+
+
+def write_directory(
+    directory: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+) -> None:
+    """Writes config.json and model.safetensors."""
+    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+    write_safetensors(directory, tensors)
+    write_json(pathlib.Path(directory) / CONFIG_FILE, config)
+
+
+def _require_tied(checkpoint: SafetensorsDirectory) -> None:
+    """A stored head beside a tied embedding must be the same table.
+
+    Hugging Face gives up the tie where they differ, so using the embedding would silently be
+    another model.
+    """
+    if _LM_HEAD not in checkpoint.tensors:
+        return
+    rows = 4096  # compared in pieces, so that no second table is held
+    stored, table = checkpoint.tensors[_LM_HEAD], checkpoint.tensors[_EMBEDDING]
+    same = stored.shape == table.shape and all(
+        np.array_equal(
+            checkpoint.read(_LM_HEAD, (slice(start, start + rows), slice(None))),
+            checkpoint.read(_EMBEDDING, (slice(start, start + rows), slice(None))),
+        )
+        for start in range(0, table.shape[0], rows)
+    )
+    if not same:
+        raise ValueError(
+            f"{checkpoint.directory}: tie_word_embeddings=True, but {_LM_HEAD} (shape "
+            f"{stored.shape}) differs from {_EMBEDDING} (shape {table.shape}); must be false, or "
+            f"the tensors equal"
+        )

@@ -1,0 +1,193 @@
+"""safetensors files of a Hugging Face directory: headers at once, one tensor at a time.
+
+A directory holds either one `model.safetensors` or several shards with a
+`model.safetensors.index.json` that says which tensor lies in which shard. Where both are there
+the single file is read, as Hugging Face does.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# Names in a safetensors header. Integers and 8-bit floats mean a quantised checkpoint, whose
+# scales live in other tensors: reading the numbers alone would give a wrong model.
+READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
+DTYPES: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def parse_dtype(dtype: str) -> np.dtype:
+    """The numpy dtype of a name that a caller gave.
+
+    Raises:
+        ValueError: the name is neither "float32" nor "bfloat16".
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(map(repr, DTYPES))}")
+    return DTYPES[dtype]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as its file's header describes it.
+
+    Attributes:
+        shape: as stored.
+        dtype: the header's name for it, such as "F32" or "BF16".
+        path: the file that holds the tensor.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    path: pathlib.Path
+
+
+class SafetensorsDirectory:
+    """The tensors of a directory. Opening reads headers; `read` reads one tensor or a part of it.
+
+    Attributes:
+        directory: where the files lie.
+        tensors: name -> TensorInfo, of every tensor in every file.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        """Raises ValueError: no such directory, no safetensors in it, a shard that the index names
+        is missing or lacks a tensor, a file that is truncated or no safetensors file."""
+        self.directory = existing_directory(directory)
+        self._files: dict[pathlib.Path, Any] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        index = self._read_index()
+        for path in sorted({self.directory / shard for shard in index.values()}) or [
+            self.directory / SINGLE_FILE
+        ]:
+            self._open(path)
+        for name, shard in index.items():
+            if name not in self.tensors or self.tensors[name].path.name != shard:
+                raise ValueError(
+                    f"{self.directory / INDEX_FILE}: says that tensor {name!r} is in {shard}, "
+                    "which does not hold it"
+                )
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor (or `index` of it), in its stored shape and dtype; nothing else is read."""
+        info = self.tensors[name]
+        try:
+            if index is None or not info.shape:
+                return self._files[info.path].get_tensor(name)
+            return self._files[info.path].get_slice(name)[index]
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{info.path}: cannot read tensor {name!r}: {error}") from error
+
+    def _read_index(self) -> dict[str, str]:
+        """Tensor -> shard; empty for a single file."""
+        path = self.directory / INDEX_FILE
+        if (self.directory / SINGLE_FILE).is_file():
+            return {}
+        if not path.is_file():
+            found = sorted(p.name for p in self.directory.iterdir())
+            raise ValueError(
+                f"{self.directory}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; "
+                f"it holds {', '.join(found[:10]) or 'nothing'}"
+            )
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{path}: must hold 'weight_map', from tensor names to file names")
+        for name, shard in weight_map.items():
+            # Shards lie beside their index; anything else could lead out of the directory.
+            if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
+                raise ValueError(f"{path}: weight_map[{name!r}]={shard!r}: must be a file name")
+            if not (self.directory / shard).is_file():
+                raise ValueError(f"{path}: names the shard {shard}, which is not there")
+        return weight_map
+
+    def _open(self, path: pathlib.Path) -> None:
+        try:
+            file = safetensors.safe_open(path, framework="numpy")
+            for name in file.keys():
+                view = file.get_slice(name)
+                if name in self.tensors:
+                    other = self.tensors[name].path.name
+                    raise ValueError(f"{path}: tensor {name!r} is in {other} as well")
+                self.tensors[name] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: truncated, or no safetensors file: {error}") from error
+        self._files[path] = file
+
+
+def existing_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
+    """`directory` as a path; ValueError if there is none."""
+    path = pathlib.Path(directory)
+    if not path.is_dir():
+        raise ValueError(f"directory={str(directory)!r}: there is no such directory")
+    return path
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object; ValueError if the file is missing or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file") from None
+    except ValueError as error:  # broken JSON, and bytes that are not UTF-8
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Writes `value` so that two saves of the same thing are the same bytes."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_safetensors(
+    directory: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]
+) -> pathlib.Path:
+    """Writes `model.safetensors`, whole or not at all, and returns its path.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity, which loading would refuse.
+    """
+    for name, tensor in tensors.items():
+        require_finite(name, tensor)
+    path = pathlib.Path(directory) / SINGLE_FILE
+    partial = path.with_suffix(".partial")
+    # The library writes the buffer as it lies in memory: a transposed view would be stored
+    # scrambled, with no error.
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # transformers refuses files without this entry.
+    safetensors.numpy.save_file(contiguous, partial, metadata={"format": "pt"})
+    os.replace(partial, path)
+    return path
+
+
+def require_finite(name: str, tensor: np.ndarray) -> None:
+    """ValueError that names the tensor if it holds NaN or infinity."""
+    if not _all_finite(tensor):
+        bad = int(tensor.size - np.isfinite(tensor).sum())
+        raise ValueError(
+            f"tensor {name!r}: {bad} of its {tensor.size} values are NaN or infinite as "
+            f"{tensor.dtype}; weights must be finite"
+        )
+
+
+def _all_finite(tensor: np.ndarray) -> bool:
+    if tensor.dtype != DTYPES["bfloat16"] or not tensor.size:
+        return bool(np.isfinite(tensor).all())
+    # isfinite takes 5 ns a value on bfloat16, 40 s on an 8B model. NaN and infinity are the
+    # largest bit patterns of either sign, and integers have a fast maximum.
+    positive, negative = tensor.view(np.int16).max(), tensor.view(np.uint16).max()
+    return bool(positive < 0x7F80 and negative < 0xFF80)
