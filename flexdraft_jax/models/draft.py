@@ -128,6 +128,27 @@ def init_draft(
     return Draft(draft_config, params)
 
 
+def shape_mismatches(config: TargetConfig, draft: Draft) -> list[str]:
+    """What keeps `draft` from drafting for a target: each weight with both shapes; empty if fit."""
+    if draft.config.num_draft_layers > config.num_layers:
+        return [
+            f"num_draft_layers={draft.config.num_draft_layers} but the target has "
+            f"num_layers={config.num_layers}"
+        ]
+    expected = _shapes_by_path(draft_shapes(config, draft.config))
+    found = _shapes_by_path(draft.params)
+    return [
+        f"{path} is {found.get(path, 'missing')} and should be {expected.get(path, 'absent')}"
+        for path in sorted(expected.keys() | found.keys())
+        if expected.get(path) != found.get(path)
+    ]
+
+
+def _shapes_by_path(params: Params) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
+
+
 def check_num_draft_layers(draft_config: DraftConfig, config: TargetConfig) -> None:
     """Raises ValueError where the draft has more layers than the target."""
     if draft_config.num_draft_layers > config.num_layers:

@@ -1,0 +1,239 @@
+"""Lists of prompts in, lists of tokens out."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexdraft_jax.decoding.loop import prefill, run
+from flexdraft_jax.decoding.requests import Request, check_requests, check_settings
+from flexdraft_jax.decoding.state import STOP, DecodeState, init_state
+from flexdraft_jax.decoding.steps import DecodeProgram, Variables
+from flexdraft_jax.models.draft import Draft
+from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
+from flexdraft_jax.models.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOutput:
+    """What a batch was answered, one entry per row.
+
+    Attributes:
+        tokens: new token ids, up to the stop token (included) or the budget.
+        acceptance_lengths: a + 1 for each decoding step the row took part in. Not cut at a stop
+            token or at the budget, so the sum can exceed the number of new tokens; prefill, which
+            gives the first token, is no step.
+        verify_lengths: v for each of those steps.
+        finish_reasons: "stop" or "length"; "running" only in what `stream` yields on the way.
+    """
+
+    tokens: list[list[int]]
+    acceptance_lengths: list[list[int]]
+    verify_lengths: list[list[int]]
+    finish_reasons: list[str]
+
+    @property
+    def tau(self) -> float:
+        """Mean acceptance length over all steps of all rows; nan without any step."""
+        steps = [a for row in self.acceptance_lengths for a in row]
+        return float(np.mean(steps)) if steps else float("nan")
+
+
+def generate(
+    target: Target,
+    draft: Draft | None,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int] = 64,
+    schedule: str = "parallel",
+    block_size: int | None = None,
+    confidence_threshold: float = 0.01,
+    pruning_strategy: str = "cumulative_product",
+    stop_token_ids: Sequence[int] | None = None,
+) -> GenerateOutput:
+    """Decodes greedily; every schedule gives the tokens of plain decoding.
+
+    Prompts of any lengths share a batch. The program is compiled once per bucket of lengths.
+
+    Args:
+        target: the model.
+        draft: its trained draft; may be None for schedule "ar".
+        prompts: B lists of token ids.
+        max_new_tokens: an int, or one per row. 0 gives no tokens.
+        schedule: "ar" (plain), "parallel" (draft and verify in one pass) or "sequential" (two
+            passes). Only the speed depends on it.
+        block_size: n, tokens of a candidate block; the draft's own if None.
+        confidence_threshold: drafts less sure than this are not verified; 0 verifies all.
+        pruning_strategy: "cumulative_product" or "min_confidence".
+        stop_token_ids: tokens that end a row; None stops at no token. `target.eos_token_ids` are
+            the model's own.
+
+    Raises:
+        ValueError: an argument out of its range; it is named, with what would be right.
+        TypeError: an argument of the wrong kind.
+    """
+    decoding = _start(
+        target,
+        draft,
+        check_requests(target.config, prompts, max_new_tokens, stop_token_ids),
+        schedule,
+        check_settings(
+            target, draft, schedule, block_size, confidence_threshold, pruning_strategy
+        ),
+        confidence_threshold,
+        pruning_strategy,
+    )
+    decoding.advance(_ALL_STEPS)
+    return decoding.output()
+
+
+def stream(
+    target: Target,
+    draft: Draft | None,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int] = 64,
+    schedule: str = "parallel",
+    block_size: int | None = None,
+    confidence_threshold: float = 0.01,
+    pruning_strategy: str = "cumulative_product",
+    stop_token_ids: Sequence[int] | None = None,
+    *,
+    steps_per_update: int = 1,
+) -> Iterator[GenerateOutput]:
+    """Like `generate`, but yields all that has been emitted every `steps_per_update` steps.
+
+    Raises:
+        ValueError: as `generate`, or `steps_per_update` under 1; at the call, not at the first
+            update.
+    """
+    if steps_per_update < 1:
+        raise ValueError(f"steps_per_update={steps_per_update}: must be at least 1")
+    decoding = _start(
+        target,
+        draft,
+        check_requests(target.config, prompts, max_new_tokens, stop_token_ids),
+        schedule,
+        check_settings(
+            target, draft, schedule, block_size, confidence_threshold, pruning_strategy
+        ),
+        confidence_threshold,
+        pruning_strategy,
+    )
+    return decoding.updates(steps_per_update)
+
+
+# More steps than any row can take: each emits at least one token.
+_ALL_STEPS = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass
+class _Decoding:
+    """A batch between two calls of the compiled loop."""
+
+    program: DecodeProgram
+    variables: Variables
+    state: DecodeState
+
+    def advance(self, max_steps: int) -> None:
+        self.state = run(self.program, self.variables, self.state, jnp.int32(max_steps))
+
+    def updates(self, steps_per_update: int) -> Iterator[GenerateOutput]:
+        yield self.output()
+        while bool(jnp.any(self.state.active)):
+            self.advance(steps_per_update)
+            yield self.output()
+
+    def output(self) -> GenerateOutput:
+        state = self.state
+        small = (
+            state.tokens,
+            state.num_emitted,
+            state.acceptance_lengths,
+            state.verify_lengths,
+            state.num_steps,
+            state.finish_reason,
+        )
+        tokens, emitted, acceptance, verify, steps, reason = jax.device_get(small)
+        return GenerateOutput(
+            tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],
+            acceptance_lengths=[r[:k].tolist() for r, k in zip(acceptance, steps, strict=True)],
+            verify_lengths=[r[:k].tolist() for r, k in zip(verify, steps, strict=True)],
+            finish_reasons=[_FINISH_REASONS[int(r)] for r in reason],
+        )
+
+
+_FINISH_REASONS = ("running", "stop", "length")
+
+
+def _start(
+    target: Target,
+    draft: Draft | None,
+    requests: list[Request],
+    schedule: str,
+    block_size: int,
+    confidence_threshold: float,
+    pruning_strategy: str,
+) -> _Decoding:
+    """Compiles what isn't compiled yet and reads the prompts."""
+    draft = None if schedule == "ar" else draft
+    program = DecodeProgram(
+        model=flexdraft_model(target, draft),
+        schedule=schedule,
+        block_size=block_size,
+        pruning_strategy=pruning_strategy,
+        verify_buckets=verify_buckets(block_size, confidence_threshold),
+    )
+    variables = flexdraft_variables(target, draft)
+    prompt_size = bucket(max(len(r.prompt) for r in requests), smallest=8)
+    output_size = bucket(max(r.budget for r in requests))
+    num_slots = max(
+        prompt_size, bucket(max(len(r.prompt) + r.budget for r in requests) + block_size)
+    )
+    state = init_state(
+        target.config,
+        block_size=block_size,
+        num_slots=num_slots,
+        output_size=output_size,
+        budget=jnp.array([r.budget for r in requests], jnp.int32),
+        stop_token_ids=_padded([r.stop_token_ids for r in requests], -1, smallest=4),
+        confidence_threshold=jnp.full(len(requests), confidence_threshold, jnp.float32),
+        dtype=target.dtype,
+    )
+    prompts = _padded([r.prompt for r in requests], 0, smallest=8)
+    lengths = jnp.array([len(r.prompt) for r in requests], jnp.int32)
+    return _Decoding(program, variables, prefill(program, variables, state, prompts, lengths))
+
+
+def verify_buckets(block_size: int, confidence_threshold: float) -> tuple[int, ...]:
+    """The numbers of drafts to compile a step for: 1, 3, 7, ... n - 1.
+
+    With threshold 0 every step verifies n - 1 drafts, and one variant is enough.
+    """
+    largest = block_size - 1
+    if confidence_threshold == 0 or largest == 0:
+        return (largest,)
+    doubling = [2**i - 1 for i in range(1, largest.bit_length() + 1) if 2**i - 1 < largest]
+    return (*doubling, largest)
+
+
+def bucket(size: int, smallest: int = 32) -> int:
+    """The array size for `size` entries: 32, 48, 64, 96, 128, 192, ...
+
+    Programs are compiled per size, so sizes are few; attention pays for every slot, so no more
+    than a third of them is padding.
+    """
+    power = smallest
+    while power < size:
+        if power * 3 // 2 >= size:
+            return power * 3 // 2
+        power *= 2
+    return power
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int, smallest: int) -> jax.Array:
+    """Rows of tokens as one array [B, bucket]."""
+    out = np.full((len(rows), bucket(max(map(len, rows)), smallest)), fill, np.int32)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return jnp.asarray(out)

@@ -1,0 +1,140 @@
+"""What a caller asks for, checked before anything is compiled."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.decoding.confidence import PRUNING_STRATEGIES
+from flexdraft_jax.decoding.steps import STEPS
+from flexdraft_jax.models.draft import Draft, shape_mismatches
+from flexdraft_jax.models.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One row.
+
+    Attributes:
+        prompt: token ids, at least one.
+        budget: tokens to emit at most.
+        stop_token_ids: tokens that end the row, once emitted.
+    """
+
+    prompt: tuple[int, ...]
+    budget: int
+    stop_token_ids: tuple[int, ...]
+
+
+def check_requests(
+    config: TargetConfig,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int],
+    stop_token_ids: Sequence[int] | None,
+) -> list[Request]:
+    """One `Request` per prompt.
+
+    Raises:
+        ValueError: no prompts, an empty prompt, an id outside the vocabulary, a negative budget,
+            budgets that don't match the prompts, or a row longer than the target's context.
+        TypeError: something that should be an integer or a list of integers is neither.
+    """
+    if isinstance(prompts, str) or len(prompts) == 0:
+        raise ValueError(f"prompts={prompts!r}: must be a non-empty list of lists of token ids")
+    budgets = _budgets(max_new_tokens, len(prompts))
+    stops = tuple(
+        _token(config, f"stop_token_ids[{i}]", token)
+        for i, token in enumerate(() if stop_token_ids is None else stop_token_ids)
+    )
+    requests = []
+    for row, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
+        if isinstance(prompt, str) or not hasattr(prompt, "__len__"):
+            raise TypeError(f"prompts[{row}]={prompt!r}: must be a list of token ids")
+        if len(prompt) == 0:
+            raise ValueError(f"prompts[{row}] is empty: must hold at least one token id")
+        limit = config.max_position_embeddings
+        if len(prompt) + budget > limit:
+            raise ValueError(
+                f"prompts[{row}] has {len(prompt)} tokens and max_new_tokens={budget}: together "
+                f"they must be at most the target's max_position_embeddings={limit}"
+            )
+        ids = (_token(config, f"prompts[{row}][{i}]", token) for i, token in enumerate(prompt))
+        requests.append(Request(tuple(ids), budget, stops))
+    return requests
+
+
+def check_settings(
+    target: Target,
+    draft: Draft | None,
+    schedule: str,
+    block_size: int | None,
+    confidence_threshold: float,
+    pruning_strategy: str,
+) -> int:
+    """The block size to decode with: 1 for "ar", else what was asked for or the draft's own.
+
+    Raises:
+        ValueError: an unknown name, a missing draft, a draft for another target, a block size
+            under 2 or a threshold outside 0..1.
+        TypeError: a block size that is no integer.
+    """
+    _one_of("schedule", schedule, tuple(STEPS))
+    _one_of("pruning_strategy", pruning_strategy, PRUNING_STRATEGIES)
+    if not (math.isfinite(confidence_threshold) and 0 <= confidence_threshold <= 1):
+        raise ValueError(f"confidence_threshold={confidence_threshold}: must be between 0 and 1")
+    if block_size is not None and _integer("block_size", block_size) < 2:
+        raise ValueError(f"block_size={block_size}: must be at least 2 (one bonus and one draft)")
+    if schedule == "ar":
+        return 1
+    if draft is None:
+        raise ValueError(f'draft=None: schedule="{schedule}" needs one; only "ar" decodes without')
+    check_draft_fits(target.config, draft)
+    return draft.config.block_size if block_size is None else block_size
+
+
+def check_draft_fits(config: TargetConfig, draft: Draft) -> None:
+    """Raises ValueError, naming each weight and both shapes, if `draft` is for another target."""
+    wrong = shape_mismatches(config, draft)
+    if wrong:
+        raise ValueError("draft: made for another target: " + "; ".join(wrong))
+
+
+def _budgets(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
+    if hasattr(max_new_tokens, "__len__"):
+        budgets = [_integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(max_new_tokens)]
+        if len(budgets) != num_rows:
+            raise ValueError(
+                f"max_new_tokens has {len(budgets)} entries: must be one integer, or one for each "
+                f"of the {num_rows} prompts"
+            )
+    else:
+        budgets = [_integer("max_new_tokens", max_new_tokens)] * num_rows
+    for row, budget in enumerate(budgets):
+        if budget < 0:
+            raise ValueError(f"max_new_tokens={budget} (row {row}): must be 0 or more")
+    return budgets
+
+
+def _token(config: TargetConfig, field: str, token: Any) -> int:
+    token = _integer(field, token)
+    if not 0 <= token < config.vocab_size:
+        raise ValueError(
+            f"{field}={token}: must be a token id between 0 and {config.vocab_size - 1}"
+        )
+    return token
+
+
+def _integer(field: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{field}={value!r}: must be an integer") from None
+
+
+def _one_of(field: str, value: Any, names: tuple[str, ...]) -> None:
+    if value not in names:
+        raise ValueError(f"{field}={value!r}: must be one of {', '.join(names)}")
