@@ -90,6 +90,8 @@ FAMILIES = {
     ),
 }
 
+_MAX_LAYERS = 1_000  # far beyond what exists; a mistyped number should not fill the memory
+
 # Shared by the four families' Hugging Face classes.
 _DEFAULT_ROPE_THETA = 10_000.0
 _DEFAULT_SLIDING_WINDOW = 4_096
@@ -127,7 +129,7 @@ def target_config_from_hf(
                 "where the config has no head_dim"
             )
         head_dim = hidden_size // num_heads
-    num_layers = fields.integer(config, "num_hidden_layers")
+    num_layers = fields.integer(config, "num_hidden_layers", maximum=_MAX_LAYERS)
     max_position_embeddings = fields.integer(
         config, "max_position_embeddings", family.max_position_embeddings
     )
@@ -357,7 +359,9 @@ def _eos_token_ids(
     else:
         return family.eos_token_ids
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+    if not all(
+        isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= fields.INT32_MAX for i in ids
+    ):
         raise ValueError(
             f"{where}eos_token_id={value!r}: must be a token id, a list of them, or null"
         )

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+# What arrays are indexed with.
+INT32_MAX = 2**31 - 1
 _REQUIRED: Any = object()
 
 
@@ -18,18 +20,21 @@ def integer(
     *,
     null: Any = _REQUIRED,
     minimum: int = 1,
+    maximum: int = INT32_MAX,
     where: str = "",
 ) -> Any:
-    """An int of at least `minimum`.
+    """An int from `minimum` to `maximum`.
 
     Raises:
-        ValueError: absent without a default, of another type, or too small.
+        ValueError: absent without a default, of another type, or out of range.
     """
     value = _get(config, name, default, null, where)
     if value is default or value is null:
         return value
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{_label(name, where)}={value!r}: must be an integer >= {minimum}")
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise ValueError(
+            f"{_label(name, where)}={value!r}: must be an integer from {minimum} to {maximum}"
+        )
     return value
 
 

@@ -87,7 +87,11 @@ class SafetensorsDirectory:
         try:
             if index is None or not info.shape:
                 return self._files[info.path].get_tensor(name)
-            return self._files[info.path].get_slice(name)[index]
+            # The library refuses a slice that ends behind the last row; Python clips it.
+            clipped = (
+                slice(*part.indices(size)) for part, size in zip(index, info.shape, strict=True)
+            )
+            return self._files[info.path].get_slice(name)[tuple(clipped)]
         except safetensors.SafetensorError as error:
             raise ValueError(f"{info.path}: cannot read tensor {name!r}: {error}") from error
 

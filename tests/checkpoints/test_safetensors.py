@@ -1,0 +1,186 @@
+import json
+import tracemalloc
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from flexdraft_jax.checkpoints.safetensors import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    SafetensorsDirectory,
+    TensorInfo,
+    parse_dtype,
+    require_finite,
+    write_safetensors,
+)
+from flexdraft_jax.checkpoints.weights import ParameterReader, Placement
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def _shards(path, index=None):
+    """Two shards, "a" in the first and "b" in the second, and their index."""
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(4, BF16)
+    safetensors.numpy.save_file({"a": a}, path / "one.safetensors")
+    safetensors.numpy.save_file({"b": b}, path / "two.safetensors")
+    weight_map = index or {"a": "one.safetensors", "b": "two.safetensors"}
+    (path / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+    return a, b
+
+
+def test_headers_and_reads_of_shards(tmp_path):
+    a, b = _shards(tmp_path)
+    checkpoint = SafetensorsDirectory(tmp_path)
+    assert checkpoint.tensors == {
+        "a": TensorInfo((2, 3), "F32", tmp_path / "one.safetensors"),
+        "b": TensorInfo((4,), "BF16", tmp_path / "two.safetensors"),
+    }
+    np.testing.assert_array_equal(checkpoint.read("a"), a)
+    np.testing.assert_array_equal(checkpoint.read("b"), b)
+    assert checkpoint.read("b").dtype == BF16
+    np.testing.assert_array_equal(checkpoint.read("a", (slice(1, 2), slice(0, 2))), a[1:2, 0:2])
+    np.testing.assert_array_equal(checkpoint.read("b", (slice(1, 100),)), b[1:])
+
+
+def test_a_single_file_wins_over_an_index(tmp_path):
+    _shards(tmp_path)
+    write_safetensors(tmp_path, {"c": np.zeros(1, np.float32)})
+    assert list(SafetensorsDirectory(tmp_path).tensors) == ["c"]
+
+
+def test_bfloat16_is_exact_and_transposed_views_are_stored_as_seen(tmp_path):
+    bits = np.arange(1, 0x7F80, 3, dtype=np.uint16)[:9000].reshape(90, 100)
+    tensors = {"t": bits.view(BF16).T, "scalar": np.array(2.5, np.float32)}
+    write_safetensors(tmp_path, tensors)
+    checkpoint = SafetensorsDirectory(tmp_path)
+    np.testing.assert_array_equal(checkpoint.read("t").view(np.uint16), bits.T)
+    assert checkpoint.read("scalar") == 2.5
+    assert [p.name for p in tmp_path.iterdir()] == [SINGLE_FILE]
+
+
+@pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16, BF16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_parameter_reader_casts_transposes_and_slices(tmp_path, stored, dtype, transpose):
+    values = (np.arange(12).reshape(3, 4) / 8).astype(stored)
+    write_safetensors(tmp_path, {"w": values})
+    read = ParameterReader(
+        SafetensorsDirectory(tmp_path), Placement("w", transpose), parse_dtype(dtype)
+    )
+    ours = values.T if transpose else values
+    whole, part = read(), read((slice(1, 3), slice(0, 2)))
+    assert whole.dtype == part.dtype == parse_dtype(dtype)
+    assert whole.flags.c_contiguous
+    np.testing.assert_array_equal(whole.astype(np.float64), ours.astype(np.float64))
+    np.testing.assert_array_equal(part, whole[1:3, 0:2])
+
+
+def test_reading_holds_one_tensor_at_a_time(tmp_path):
+    megabyte = 2**20
+    write_safetensors(tmp_path, {str(i): np.ones((512, 512), np.float32) for i in range(16)})
+    tracemalloc.start()
+    checkpoint = SafetensorsDirectory(tmp_path)
+    for name in checkpoint.tensors:
+        ParameterReader(checkpoint, Placement(name, True), parse_dtype("float32"))()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * megabyte  # of 16: the stored tensor, the cast one, and the check's mask
+
+
+def test_missing_directory(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.*no such directory"):
+        SafetensorsDirectory(tmp_path / "nowhere")
+
+
+def test_directory_without_safetensors(tmp_path):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ValueError, match="neither model.safetensors nor .*pytorch_model.bin"):
+        SafetensorsDirectory(tmp_path)
+
+
+def test_shard_named_by_the_index_is_missing(tmp_path):
+    _shards(tmp_path)
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(ValueError, match="names the shard two.safetensors, which is not there"):
+        SafetensorsDirectory(tmp_path)
+
+
+def test_tensor_named_by_the_index_is_in_another_shard(tmp_path):
+    _shards(tmp_path, {"a": "two.safetensors", "b": "one.safetensors"})
+    with pytest.raises(ValueError, match="tensor 'a' is in two.safetensors.*not hold it"):
+        SafetensorsDirectory(tmp_path)
+
+
+def test_tensor_in_two_shards(tmp_path):
+    a, b = _shards(tmp_path)
+    safetensors.numpy.save_file({"a": a, "b": b}, tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match="tensor 'a' is in one.safetensors as well"):
+        SafetensorsDirectory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "must hold a JSON object, not a list"),
+        ("{}", "must hold 'weight_map'"),
+        ('{"weight_map": {"a": "../other/one.safetensors"}}', "must be a file name"),
+        ('{"weight_map": {"a": 3}}', "must be a file name"),
+    ],
+)
+def test_broken_index(tmp_path, text, message):
+    _shards(tmp_path)
+    (tmp_path / INDEX_FILE).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        SafetensorsDirectory(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 40, -1])
+def test_truncated_file(tmp_path, cut):
+    path = write_safetensors(tmp_path, {"a": np.ones(100, np.float32)})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match="model.safetensors: truncated, or no safetensors file"):
+        SafetensorsDirectory(tmp_path)
+
+
+def test_dtype_unknown_to_the_format(tmp_path):
+    path = write_safetensors(tmp_path, {"a": np.ones(4, np.float32)})
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"F99"'))
+    with pytest.raises(ValueError, match="F99"):
+        SafetensorsDirectory(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_non_finite_is_found(dtype, bad):
+    values = np.linspace(-3e4, 3e4, 1000).astype(dtype)
+    require_finite("w", values)
+    require_finite("w", np.zeros(0, dtype))
+    values[123] = bad
+    with pytest.raises(ValueError, match="tensor 'w': 1 of its 1000 values"):
+        require_finite("w", values)
+
+
+def test_the_largest_bfloat16_is_finite():
+    require_finite("w", np.array([0x7F7F, 0xFF7F], np.uint16).view(BF16))
+
+
+def test_overflow_in_the_cast_is_found(tmp_path):
+    write_safetensors(tmp_path, {"w": np.array([1.0, 1e300])})
+    checkpoint = SafetensorsDirectory(tmp_path)
+    with pytest.raises(ValueError, match="tensor 'w': 1 of its 2 values.*float32"):
+        ParameterReader(checkpoint, Placement("w", False), parse_dtype("float32"))()
+
+
+def test_writing_nan_is_refused_and_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="tensor 'b'"):
+        write_safetensors(tmp_path, {"a": np.ones(2), "b": np.array([np.nan])})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "f32", "", None, np.float32])
+def test_parse_dtype_refuses(dtype):
+    with pytest.raises(ValueError, match="dtype=.*must be one of 'float32', 'bfloat16'"):
+        parse_dtype(dtype)
