@@ -67,13 +67,12 @@ class SafetensorsDirectory:
         """Raises ValueError: no such directory, no safetensors in it, a shard that the index names
         is missing or lacks a tensor, a file that is truncated or no safetensors file."""
         self.directory = existing_directory(directory)
-        self._files: dict[pathlib.Path, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         index = self._read_index()
         for path in sorted({self.directory / shard for shard in index.values()}) or [
             self.directory / SINGLE_FILE
         ]:
-            self._open(path)
+            self._read_header(path)
         for name, shard in index.items():
             if name not in self.tensors or self.tensors[name].path.name != shard:
                 raise ValueError(
@@ -85,13 +84,16 @@ class SafetensorsDirectory:
         """One tensor (or `index` of it), in its stored shape and dtype; nothing else is read."""
         info = self.tensors[name]
         try:
-            if index is None or not info.shape:
-                return self._files[info.path].get_tensor(name)
-            # The library refuses a slice that ends behind the last row; Python clips it.
-            clipped = (
-                slice(*part.indices(size)) for part, size in zip(index, info.shape, strict=True)
-            )
-            return self._files[info.path].get_slice(name)[tuple(clipped)]
+            # Opened anew for each tensor: the pages of an open file stay mapped once they are
+            # read, so that the process would seem to hold the whole checkpoint twice.
+            with safetensors.safe_open(info.path, framework="numpy") as file:
+                if index is None or not info.shape:
+                    return file.get_tensor(name)
+                # The library refuses a slice that ends behind the last row; Python clips it.
+                clipped = (
+                    slice(*part.indices(size)) for part, size in zip(index, info.shape, strict=True)
+                )
+                return file.get_slice(name)[tuple(clipped)]
         except safetensors.SafetensorError as error:
             raise ValueError(f"{info.path}: cannot read tensor {name!r}: {error}") from error
 
@@ -117,18 +119,17 @@ class SafetensorsDirectory:
                 raise ValueError(f"{path}: names the shard {shard}, which is not there")
         return weight_map
 
-    def _open(self, path: pathlib.Path) -> None:
+    def _read_header(self, path: pathlib.Path) -> None:
         try:
-            file = safetensors.safe_open(path, framework="numpy")
-            for name in file.keys():
-                view = file.get_slice(name)
-                if name in self.tensors:
-                    other = self.tensors[name].path.name
-                    raise ValueError(f"{path}: tensor {name!r} is in {other} as well")
-                self.tensors[name] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), path)
+            with safetensors.safe_open(path, framework="numpy") as file:
+                for name in file.keys():
+                    if name in self.tensors:
+                        other = self.tensors[name].path.name
+                        raise ValueError(f"{path}: tensor {name!r} is in {other} as well")
+                    view = file.get_slice(name)
+                    self.tensors[name] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), path)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: truncated, or no safetensors file: {error}") from error
-        self._files[path] = file
 
 
 def existing_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
