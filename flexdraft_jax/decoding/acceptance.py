@@ -18,9 +18,7 @@ class Verdict(NamedTuple):
     bonus: jax.Array
 
 
-def accept_greedy(
-    predicted: jax.Array, candidates: jax.Array, verify_length: jax.Array
-) -> Verdict:
+def accept_greedy(predicted: jax.Array, candidates: jax.Array, verify_length: jax.Array) -> Verdict:
     """Accepts drafts as long as each is the target's own greedy choice.
 
     Args:

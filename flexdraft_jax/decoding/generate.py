@@ -9,7 +9,7 @@ import numpy as np
 
 from flexdraft_jax.decoding.loop import prefill, run
 from flexdraft_jax.decoding.requests import Request, check_requests, check_settings
-from flexdraft_jax.decoding.state import STOP, DecodeState, init_state
+from flexdraft_jax.decoding.state import DecodeState, init_state
 from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
@@ -73,16 +73,16 @@ def generate(
         ValueError: an argument out of its range; it is named, with what would be right.
         TypeError: an argument of the wrong kind.
     """
-    decoding = _start(
+    decoding = start(
         target,
         draft,
-        check_requests(target.config, prompts, max_new_tokens, stop_token_ids),
+        prompts,
+        max_new_tokens,
         schedule,
-        check_settings(
-            target, draft, schedule, block_size, confidence_threshold, pruning_strategy
-        ),
+        block_size,
         confidence_threshold,
         pruning_strategy,
+        stop_token_ids,
     )
     decoding.advance(_ALL_STEPS)
     return decoding.output()
@@ -109,16 +109,16 @@ def stream(
     """
     if steps_per_update < 1:
         raise ValueError(f"steps_per_update={steps_per_update}: must be at least 1")
-    decoding = _start(
+    decoding = start(
         target,
         draft,
-        check_requests(target.config, prompts, max_new_tokens, stop_token_ids),
+        prompts,
+        max_new_tokens,
         schedule,
-        check_settings(
-            target, draft, schedule, block_size, confidence_threshold, pruning_strategy
-        ),
+        block_size,
         confidence_threshold,
         pruning_strategy,
+        stop_token_ids,
     )
     return decoding.updates(steps_per_update)
 
@@ -127,24 +127,59 @@ def stream(
 _ALL_STEPS = np.iinfo(np.int32).max
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Array sizes that a program is compiled for, in tokens.
+
+    Attributes:
+        prompt: P, of the prefill.
+        output: O, emitted tokens and logged steps of a row.
+        slots: S, of the cache.
+    """
+
+    prompt: int
+    output: int
+    slots: int
+
+
+def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
+    """The buckets that hold every request: a row needs prompt + budget + n slots."""
+    prompt = bucket(max(len(r.prompt) for r in requests), smallest=8)
+    slots = bucket(max(len(r.prompt) + r.budget for r in requests) + block_size)
+    return Sizes(
+        prompt=prompt,
+        output=bucket(max(r.budget for r in requests)),
+        slots=max(prompt, slots),
+    )
+
+
 @dataclasses.dataclass
-class _Decoding:
-    """A batch between two calls of the compiled loop."""
+class Decoding:
+    """A batch between two calls of the compiled loop.
+
+    Attributes:
+        program: what is compiled.
+        variables: target and draft parameters.
+        state: donated to, and replaced by, every call.
+    """
 
     program: DecodeProgram
     variables: Variables
     state: DecodeState
 
     def advance(self, max_steps: int) -> None:
+        """Decodes for `max_steps` more, or until every row is finished."""
         self.state = run(self.program, self.variables, self.state, jnp.int32(max_steps))
 
     def updates(self, steps_per_update: int) -> Iterator[GenerateOutput]:
+        """All that has been emitted, after prefill and after every `steps_per_update` steps."""
         yield self.output()
         while bool(jnp.any(self.state.active)):
             self.advance(steps_per_update)
             yield self.output()
 
     def output(self) -> GenerateOutput:
+        """All that has been emitted so far; waits for the device."""
         state = self.state
         small = (
             state.tokens,
@@ -166,16 +201,33 @@ class _Decoding:
 _FINISH_REASONS = ("running", "stop", "length")
 
 
-def _start(
+def start(
     target: Target,
     draft: Draft | None,
-    requests: list[Request],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int],
     schedule: str,
-    block_size: int,
+    block_size: int | None,
     confidence_threshold: float,
     pruning_strategy: str,
-) -> _Decoding:
-    """Compiles what isn't compiled yet and reads the prompts."""
+    stop_token_ids: Sequence[int] | None,
+    sizes: Sizes | None = None,
+) -> Decoding:
+    """Checks everything, compiles what isn't compiled yet and reads the prompts.
+
+    Args:
+        target: to `stop_token_ids`: as in `generate`.
+        sizes: to compile for, where several calls are to share a program; else the smallest
+            buckets that hold the prompts.
+
+    Raises:
+        ValueError: as `generate`.
+        TypeError: as `generate`.
+    """
+    requests = check_requests(target.config, prompts, max_new_tokens, stop_token_ids)
+    block_size = check_settings(
+        target, draft, schedule, block_size, confidence_threshold, pruning_strategy
+    )
     draft = None if schedule == "ar" else draft
     program = DecodeProgram(
         model=flexdraft_model(target, draft),
@@ -184,25 +236,22 @@ def _start(
         pruning_strategy=pruning_strategy,
         verify_buckets=verify_buckets(block_size, confidence_threshold),
     )
-    variables = flexdraft_variables(target, draft)
-    prompt_size = bucket(max(len(r.prompt) for r in requests), smallest=8)
-    output_size = bucket(max(r.budget for r in requests))
-    num_slots = max(
-        prompt_size, bucket(max(len(r.prompt) + r.budget for r in requests) + block_size)
-    )
+    sizes = sizes or sizes_for(requests, block_size)
+    num_stops = bucket(max(len(r.stop_token_ids) for r in requests), smallest=4)
     state = init_state(
         target.config,
         block_size=block_size,
-        num_slots=num_slots,
-        output_size=output_size,
+        num_slots=sizes.slots,
+        output_size=sizes.output,
         budget=jnp.array([r.budget for r in requests], jnp.int32),
-        stop_token_ids=_padded([r.stop_token_ids for r in requests], -1, smallest=4),
+        stop_token_ids=_padded([r.stop_token_ids for r in requests], -1, num_stops),
         confidence_threshold=jnp.full(len(requests), confidence_threshold, jnp.float32),
         dtype=target.dtype,
     )
-    prompts = _padded([r.prompt for r in requests], 0, smallest=8)
+    variables = flexdraft_variables(target, draft)
+    tokens = _padded([r.prompt for r in requests], 0, sizes.prompt)
     lengths = jnp.array([len(r.prompt) for r in requests], jnp.int32)
-    return _Decoding(program, variables, prefill(program, variables, state, prompts, lengths))
+    return Decoding(program, variables, prefill(program, variables, state, tokens, lengths))
 
 
 def verify_buckets(block_size: int, confidence_threshold: float) -> tuple[int, ...]:
@@ -231,9 +280,9 @@ def bucket(size: int, smallest: int = 32) -> int:
     return power
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int, smallest: int) -> jax.Array:
-    """Rows of tokens as one array [B, bucket]."""
-    out = np.full((len(rows), bucket(max(map(len, rows)), smallest)), fill, np.int32)
+def _padded(rows: Sequence[Sequence[int]], fill: int, size: int) -> jax.Array:
+    """Rows of tokens as one array [B, size]."""
+    out = np.full((len(rows), size), fill, np.int32)
     for line, row in zip(out, rows, strict=True):
         line[: len(row)] = row
     return jnp.asarray(out)

@@ -67,11 +67,7 @@ def run(
     def goes_on(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
         done, state = carry
         full = state.length + program.block_size > state.cache.num_slots
-        return (
-            (done < max_steps)
-            & jnp.any(state.active)
-            & ~jnp.any(state.active & full)
-        )
+        return (done < max_steps) & jnp.any(state.active) & ~jnp.any(state.active & full)
 
     def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         done, state = carry

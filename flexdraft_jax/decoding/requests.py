@@ -1,7 +1,7 @@
 """What a caller asks for, checked before anything is compiled."""
 
 import dataclasses
-import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -41,12 +41,16 @@ def check_requests(
             budgets that don't match the prompts, or a row longer than the target's context.
         TypeError: something that should be an integer or a list of integers is neither.
     """
+    if not hasattr(prompts, "__len__"):
+        raise TypeError(f"prompts={prompts!r}: must be a list of lists of token ids")
     if isinstance(prompts, str) or len(prompts) == 0:
         raise ValueError(f"prompts={prompts!r}: must be a non-empty list of lists of token ids")
     budgets = _budgets(max_new_tokens, len(prompts))
+    stop_token_ids = () if stop_token_ids is None else stop_token_ids
+    if not hasattr(stop_token_ids, "__len__"):
+        raise TypeError(f"stop_token_ids={stop_token_ids!r}: must be None or a list of token ids")
     stops = tuple(
-        _token(config, f"stop_token_ids[{i}]", token)
-        for i, token in enumerate(() if stop_token_ids is None else stop_token_ids)
+        _token(config, f"stop_token_ids[{i}]", token) for i, token in enumerate(stop_token_ids)
     )
     requests = []
     for row, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
@@ -78,11 +82,13 @@ def check_settings(
     Raises:
         ValueError: an unknown name, a missing draft, a draft for another target, a block size
             under 2 or a threshold outside 0..1.
-        TypeError: a block size that is no integer.
+        TypeError: a block size that is no integer, or a threshold that is no number.
     """
     _one_of("schedule", schedule, tuple(STEPS))
     _one_of("pruning_strategy", pruning_strategy, PRUNING_STRATEGIES)
-    if not (math.isfinite(confidence_threshold) and 0 <= confidence_threshold <= 1):
+    if not isinstance(confidence_threshold, numbers.Real):
+        raise TypeError(f"confidence_threshold={confidence_threshold!r}: must be a number")
+    if not 0 <= confidence_threshold <= 1:  # false for nan as well
         raise ValueError(f"confidence_threshold={confidence_threshold}: must be between 0 and 1")
     if block_size is not None and _integer("block_size", block_size) < 2:
         raise ValueError(f"block_size={block_size}: must be at least 2 (one bonus and one draft)")

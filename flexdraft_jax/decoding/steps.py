@@ -55,9 +55,7 @@ class DecodeProgram:
 
 def ar_step(program: DecodeProgram, variables: Variables, state: DecodeState) -> DecodeState:
     """Plain decoding: one clean token in, the next one out."""
-    clean = program.apply(
-        variables, "clean_pass", state.block.tokens, state.length, state.cache
-    )
+    clean = program.apply(variables, "clean_pass", state.block.tokens, state.length, state.cache)
     verdict = _verify(program, variables, clean.hidden, state.block)
     stepped = _emit(_commit(state, clean.fresh, verdict), verdict)
     block = dataclasses.replace(state.block, tokens=verdict.bonus[:, None])
@@ -84,9 +82,7 @@ def sequential_step(
     return _keep_finished(state, dataclasses.replace(stepped, block=block))
 
 
-def parallel_step(
-    program: DecodeProgram, variables: Variables, state: DecodeState
-) -> DecodeState:
+def parallel_step(program: DecodeProgram, variables: Variables, state: DecodeState) -> DecodeState:
     """One pass: mask groups 0..v ride along with candidates 0..v in the draft layers."""
 
     def verify_and_draft(num_drafts: int, state: DecodeState):
@@ -194,13 +190,14 @@ def _padded(fresh: tuple[KeysValues, ...], size: int) -> tuple[KeysValues, ...]:
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))), fresh)
 
 
-def _commit(
-    state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict
-) -> DecodeState:
+def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict) -> DecodeState:
     """Puts the verified tokens into the cache and forgets the rejected ones by the length alone."""
+    # Always true where `active` is, but it makes the write wait for the verdict, and so for every
+    # read of the old cache. Without that order XLA has to keep the old cache: a whole copy a layer.
+    decided = state.active & (verdict.bonus >= 0)
     return dataclasses.replace(
         state,
-        cache=commit(state.cache, fresh, state.length, state.active),
+        cache=commit(state.cache, fresh, state.length, decided),
         length=state.length + jnp.where(state.active, verdict.num_accepted + 1, 0),
     )
 
@@ -221,9 +218,7 @@ def _emit(state: DecodeState, verdict: Verdict) -> DecodeState:
     valid &= jnp.cumsum(stops, axis=1) - stops == 0
     count = jnp.where(state.active, jnp.sum(valid, axis=1), 0)
     num_emitted = state.num_emitted + count
-    finished = jnp.where(
-        stopped, STOP, jnp.where(num_emitted >= state.budget, LENGTH, RUNNING)
-    )
+    finished = jnp.where(stopped, STOP, jnp.where(num_emitted >= state.budget, LENGTH, RUNNING))
 
     size = state.tokens.shape[1]
     column = state.num_emitted[:, None] + slot

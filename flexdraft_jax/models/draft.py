@@ -122,9 +122,7 @@ def init_draft(
         # Copies, so that donating the draft's buffers never takes the target's away.
         attention = target.params[f"layers_{split + d}"]["attention"]
         params[f"layers_{d}"] = jax.tree.map(jnp.copy, attention)
-    params["calibration"]["output"] = jax.tree.map(
-        jnp.zeros_like, params["calibration"]["output"]
-    )
+    params["calibration"]["output"] = jax.tree.map(jnp.zeros_like, params["calibration"]["output"])
     return Draft(draft_config, params)
 
 
@@ -158,7 +156,5 @@ def check_num_draft_layers(draft_config: DraftConfig, config: TargetConfig) -> N
         )
 
 
-def _boxed_params(
-    config: TargetConfig, draft_config: DraftConfig, dtype, rng: jax.Array
-) -> Params:
+def _boxed_params(config: TargetConfig, draft_config: DraftConfig, dtype, rng: jax.Array) -> Params:
     return DraftModel(config, draft_config, dtype).init(rng)["params"]

@@ -252,9 +252,7 @@ class FlexDraft(nn.Module):
         """(index, layer) of the target's last D layers."""
         return list(enumerate(self.target.layers))[self.split :]
 
-    def _prefix(
-        self, cache: Cache, index: int, length: jax.Array, positions: jax.Array
-    ) -> Part:
+    def _prefix(self, cache: Cache, index: int, length: jax.Array, positions: jax.Array) -> Part:
         window = self.config.layer_windows[index]
         return Part(
             cache.layer(index), masks.prefix_mask(length, positions, cache.num_slots, window)

@@ -1,0 +1,115 @@
+"""One small target, its drafts and one set of array sizes, so that tests share compiled programs."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import flexdraft_jax as fd
+from flexdraft_jax.decoding.generate import Decoding, Sizes, start
+
+# A sliding window in the middle layer, more heads than width, and D = 2 of 3 layers drafting.
+CONFIG = fd.TargetConfig(
+    model_type="qwen3",
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    rope_theta=1e4,
+    qk_norm=True,
+    layer_windows=(None, 9, None),
+    max_position_embeddings=256,
+)
+SIZES = Sizes(prompt=16, output=48, slots=64)
+BLOCK_SIZE = 5
+
+
+def noisy(params, scale: float, seed: int):
+    """The same tree with Gaussian noise on every weight."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noise = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [x + e for x, e in zip(leaves, noise, strict=True)])
+
+
+@pytest.fixture(scope="session")
+def target() -> fd.Target:
+    """Random, and lively enough not to repeat one token for ever."""
+    target = fd.init_target(CONFIG, jax.random.key(3))
+    return dataclasses.replace(target, params=noisy(target.params, 0.15, seed=4))
+
+
+@pytest.fixture(scope="session")
+def draft(target: fd.Target) -> fd.Draft:
+    """Copied projections and a random calibration: sometimes right."""
+    draft = fd.init_draft(
+        target,
+        num_draft_layers=2,
+        block_size=BLOCK_SIZE,
+        calibration_rank=8,
+        rng=jax.random.key(5),
+    )
+    return dataclasses.replace(draft, params=noisy(draft.params, 0.05, seed=6))
+
+
+@pytest.fixture(scope="session")
+def foreign_draft(draft: fd.Draft) -> fd.Draft:
+    """Of the right shape, with nothing to do with the target."""
+    zeros = jax.tree.map(jnp.zeros_like, draft.params)
+    return dataclasses.replace(draft, params=noisy(zeros, 1.0, seed=7))
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Eight prompts of different lengths, 1 and the whole bucket among them."""
+    lengths = [1, 16, 3, 7, 12, 1, 9, 5]
+    key = jax.random.key(8)
+    return [
+        jax.random.randint(jax.random.fold_in(key, i), (n,), 0, CONFIG.vocab_size).tolist()
+        for i, n in enumerate(lengths)
+    ]
+
+
+@pytest.fixture(scope="session")
+def begin(target: fd.Target) -> Callable[..., Decoding]:
+    """`start` with this module's sizes: prefilled, no step done."""
+
+    def begin(draft, prompts, max_new_tokens, schedule, threshold=0.3, stops=None, **kwargs):
+        settings = {"block_size": None, "pruning_strategy": "cumulative_product"} | kwargs
+        return start(
+            target,
+            draft,
+            prompts,
+            max_new_tokens,
+            schedule,
+            settings["block_size"],
+            threshold,
+            settings["pruning_strategy"],
+            stops,
+            settings.get("sizes", SIZES),
+        )
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def decode(begin) -> Callable[..., fd.GenerateOutput]:
+    """`generate` with this module's sizes."""
+
+    def decode(*args, **kwargs) -> fd.GenerateOutput:
+        decoding = begin(*args, **kwargs)
+        decoding.advance(10_000)
+        return decoding.output()
+
+    return decode
+
+
+@pytest.fixture(scope="session")
+def plain(decode, prompts: list[list[int]]) -> list[list[int]]:
+    """What the target alone writes behind each prompt, 40 tokens."""
+    return decode(None, prompts, 40, "ar").tokens

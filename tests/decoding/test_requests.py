@@ -1,0 +1,109 @@
+"""Bad input raises before anything is compiled, naming the field and the value."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import flexdraft_jax as fd
+from flexdraft_jax.decoding import loop
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled():
+    before = loop.run._cache_size(), loop.prefill._cache_size()
+    yield
+    assert (loop.run._cache_size(), loop.prefill._cache_size()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prompts": []}, r"prompts=\[\]"),
+        ({"prompts": "text"}, r"prompts='text'"),
+        ({"prompts": [[1], []]}, r"prompts\[1\] is empty"),
+        ({"prompts": [[1], [2, 61]]}, r"prompts\[1\]\[1\]=61.*between 0 and 60"),
+        ({"prompts": [[-1]]}, r"prompts\[0\]\[0\]=-1.*between 0 and 60"),
+        ({"max_new_tokens": -1}, r"max_new_tokens=-1.*0 or more"),
+        ({"max_new_tokens": [1, 2]}, r"max_new_tokens has 2 entries.*1 prompts"),
+        ({"max_new_tokens": 255}, r"prompts\[0\] has 2 tokens.*max_position_embeddings=256"),
+        ({"prompts": [[1] * 257]}, r"prompts\[0\] has 257 tokens"),
+        ({"schedule": "fast"}, r"schedule='fast'.*ar, parallel, sequential"),
+        ({"pruning_strategy": "none"}, r"pruning_strategy='none'.*cumulative_product"),
+        ({"block_size": 1}, r"block_size=1.*at least 2"),
+        ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5"),
+        ({"confidence_threshold": float("nan")}, r"confidence_threshold=nan"),
+        ({"stop_token_ids": [3, 61]}, r"stop_token_ids\[1\]=61"),
+        ({"stop_token_ids": [-1]}, r"stop_token_ids\[0\]=-1"),
+    ],
+)
+def test_value_errors(target, draft, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fd.generate(target, draft, **{"prompts": [[1, 2]], **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prompts": [[1.5]]}, r"prompts\[0\]\[0\]=1.5.*integer"),
+        ({"prompts": [[True]]}, r"prompts\[0\]\[0\]=True"),
+        ({"prompts": ["text"]}, r"prompts\[0\]='text'"),
+        ({"prompts": [3, 4]}, r"prompts\[0\]=3.*list of token ids"),
+        ({"prompts": 3}, r"prompts=3.*list of lists"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens=2.5.*integer"),
+        ({"max_new_tokens": [2.5]}, r"max_new_tokens\[0\]=2.5"),
+        ({"block_size": 4.0}, r"block_size=4.0"),
+        ({"stop_token_ids": 3}, r"stop_token_ids=3.*list"),
+        ({"stop_token_ids": ["a"]}, r"stop_token_ids\[0\]='a'"),
+        ({"confidence_threshold": "high"}, r"confidence_threshold='high'"),
+    ],
+)
+def test_type_errors(target, draft, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        fd.generate(target, draft, **{"prompts": [[1, 2]], **arguments})
+
+
+def test_numpy_integers_are_integers(target, draft):
+    from flexdraft_jax.decoding.requests import check_requests
+
+    (request,) = check_requests(target.config, [np.array([1, 2])], np.int64(3), np.array([4]))
+    assert request.prompt == (1, 2) and request.budget == 3 and request.stop_token_ids == (4,)
+    assert all(type(token) is int for token in request.prompt)
+
+
+def test_a_missing_draft(target):
+    with pytest.raises(ValueError, match='draft=None.*"ar"'):
+        fd.generate(target, None, [[1]])
+
+
+def test_a_draft_for_another_target(target, draft):
+    config = dataclasses.replace(target.config, hidden_size=24)
+    other = fd.init_target(config, jax.random.key(0))
+    foreign = fd.init_draft(
+        other, num_draft_layers=2, block_size=5, calibration_rank=8, rng=jax.random.key(0)
+    )
+    with pytest.raises(ValueError, match=r"another target.*mask_embedding is \(24,\).*\(32,\)"):
+        fd.generate(target, foreign, [[1]])
+    deeper = dataclasses.replace(draft, config=dataclasses.replace(draft.config, num_draft_layers=4))
+    with pytest.raises(ValueError, match=r"num_draft_layers=4.*num_layers=3"):
+        fd.generate(target, deeper, [[1]])
+
+
+def test_stream_checks_at_the_call(target, draft):
+    with pytest.raises(ValueError, match=r"steps_per_update=0"):
+        fd.stream(target, draft, [[1]], steps_per_update=0)
+    with pytest.raises(ValueError, match=r"prompts\[0\] is empty"):
+        fd.stream(target, draft, [[]])
+
+
+@pytest.mark.parametrize("num_draft_layers", [0, 4])
+def test_init_draft_with_too_few_or_too_many_layers(target, num_draft_layers):
+    with pytest.raises(ValueError, match=f"num_draft_layers={num_draft_layers}"):
+        fd.init_draft(
+            target,
+            num_draft_layers=num_draft_layers,
+            block_size=4,
+            calibration_rank=4,
+            rng=jax.random.key(0),
+        )
