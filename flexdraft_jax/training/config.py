@@ -1,0 +1,147 @@
+"""Configuration of the two training programs: a small target, and a drafter for a target.
+
+Each program is described by one frozen tree of dataclasses. A configuration file (see
+:mod:`flexdraft_jax.training.config_files`) builds such a tree, and any field can be overridden on
+the command line. The comment at a field says what happens when it changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flexdraft_jax.config import DraftConfig, TargetConfig
+from flexdraft_jax.data.corpus import DOMAINS
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move: the loop's length, its batch, and the optimizer's settings."""
+
+    steps: int  # Optimizer steps of the whole run; the schedule reaches its end at the last one.
+    batch_size: int  # Packed rows per step; memory and time of a step grow in proportion.
+    learning_rate: float  # Peak rate. Too high diverges within the warm-up; too low wastes steps.
+    warmup_fraction: float = 0.05  # Share of the steps with a linearly rising rate.
+    schedule: Literal["cosine", "wsd"] = "cosine"  # "wsd" holds the peak, then falls linearly.
+    decay_fraction: float = 0.3  # "wsd" only: share of the steps spent falling to zero.
+    optimizer: Literal["adamw", "muon"] = "adamw"  # "muon" orthogonalises updates of matrices.
+    b1: float = 0.9  # Decay of the mean of gradients.
+    b2: float = 0.95  # Decay of the mean of squares; .999 forgets too slowly for short runs.
+    weight_decay: float = 0.0  # Decoupled, on matrices only; 0 for drafters, 0.1 for targets.
+    clip_norm: float = 1.0  # Gradients of a larger global norm are scaled down to it.
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When the loop stops to report, evaluate and save."""
+
+    log_every: int = 10  # Steps between two points of the metrics file; reading is not blocking.
+    eval_every: int = 250  # Steps between two evaluations; 0 evaluates only at the end.
+    checkpoint_seconds: float = 180.0  # Work lost by a crash at most; saving runs in background.
+    keep_checkpoints: int = 2  # Older ones are deleted.
+
+
+@dataclass(frozen=True)
+class TargetModelConfig:
+    """Shape of the small Qwen3-family target to train; the tokenizer gives the vocabulary."""
+
+    num_layers: int = 8  # L
+    hidden_size: int = 256  # E
+    num_heads: int = 4  # N
+    num_kv_heads: int = 2  # K; must divide num_heads
+    head_dim: int = 64  # H; N * H need not equal E
+    intermediate_size: int = 640  # F
+    rope_theta: float = 10_000.0  # Small bases suit short contexts.
+    tie_word_embeddings: bool = True  # One table for embedding and head.
+    max_position_embeddings: int = 2048  # Written to config.json; longer prompts are refused.
+
+    def build(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> TargetConfig:
+        """The model's configuration for a vocabulary of `vocab_size` tokens."""
+        return TargetConfig(
+            model_type="qwen3",
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            rms_norm_eps=1e-6,
+            rope_theta=self.rope_theta,
+            rope_scaling=None,
+            tie_word_embeddings=self.tie_word_embeddings,
+            qkv_bias=False,
+            o_bias=False,
+            mlp_bias=False,
+            qk_norm=True,
+            layer_windows=(None,) * self.num_layers,
+            max_position_embeddings=self.max_position_embeddings,
+            eos_token_ids=eos_token_ids,
+        )
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """The text a target is trained on: generated word problems and library source code."""
+
+    sequence_length: int = 512  # Tokens of a packed row; longer documents are cut.
+    train_tokens: int = 12_000_000  # Text to prepare; a run that needs more repeats it.
+    held_out_tokens: int = 16_384  # Text per domain for the held-out loss; more takes longer.
+    word_problem_share: float = 0.5  # Share of word problems by bytes; the rest is code.
+    seed: int = 0  # Another seed gives other word problems and another order of code.
+
+
+@dataclass(frozen=True)
+class TrainTargetConfig:
+    """Everything :func:`flexdraft_jax.training.target_loop.train_target` needs."""
+
+    model: TargetModelConfig
+    data: CorpusConfig
+    train: OptimizerConfig
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    seed: int = 0  # Initialisation and order of the rows.
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The responses a drafter is trained on: written by the target itself, greedily."""
+
+    rollouts: int = 2400  # Responses to write, split evenly over `domains`.
+    domains: tuple[str, ...] = DOMAINS  # Which kinds of prompts.
+    max_new_tokens: int = 320  # Longest response; one that reaches it ends without a stop token.
+    chunk_size: int = 64  # Prompts per chunk file; an interruption loses at most one chunk.
+    batch_size: int = 16  # Prompts decoded together; changes speed only, never the tokens.
+    sequence_length: int = 512  # Tokens of a packed row; prompt plus response must fit.
+    seed: int = 1  # Picks the training prompts; held-out prompts come from another split.
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The drafter's loss: a divergence per slot, times a weight per slot."""
+
+    divergence: Literal["forward_kl", "cross_entropy"] = "forward_kl"  # What a slot is pulled to.
+    slot_weights: Literal["running_acceptance", "exponential", "uniform"] = "running_acceptance"
+    gamma: float = 4.0  # "exponential": slot j counts exp(-(j-1)/gamma).
+    alpha: float = 0.5  # "running_acceptance": share of a draft's acceptance taken for granted.
+
+
+@dataclass(frozen=True)
+class DraftEvalConfig:
+    """Real decoding on held-out prompts: the only number that says whether a drafter works."""
+
+    prompts_per_domain: int = 8  # More gives a steadier tau and takes longer.
+    max_new_tokens: int = 192  # Longest held-out response.
+
+
+@dataclass(frozen=True)
+class TrainDraftConfig:
+    """Everything :func:`flexdraft_jax.training.draft_loop.train_draft` needs."""
+
+    model: DraftConfig
+    data: RolloutConfig
+    train: OptimizerConfig
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    eval: DraftEvalConfig = field(default_factory=DraftEvalConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    anchors: int = 64  # Mask groups per packed row; the step's cost grows with anchors * n.
+    seed: int = 0  # Initialisation, anchors and order of the rows.

@@ -1,0 +1,160 @@
+"""Trains a small target from text: next-token prediction on packed rows.
+
+A row holds several documents one after another; `segment_ids` keeps them apart (0 is padding), so
+a document never sees its neighbour and positions restart at each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flexdraft_jax.checkpoints.hf import save_target
+from flexdraft_jax.data.builder import prepare_rows
+from flexdraft_jax.data.chat import build_byte_tokenizer
+from flexdraft_jax.data.corpus import corpus_source
+from flexdraft_jax.data.pipeline import RowSource, row_loader
+from flexdraft_jax.models.target import Target, TargetModel, init_target
+from flexdraft_jax.training.checkpoints import prepare_work_dir
+from flexdraft_jax.training.config import TrainTargetConfig
+from flexdraft_jax.training.loop import Batch, EvaluateFn, StepFn, fit
+from flexdraft_jax.training.optimizer import Params, TrainState, make_optimizer
+
+_HELD_OUT = "held_out_"
+
+
+def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
+    """Trains a target and writes it, with its tokenizer, to `work_dir/export`.
+
+    Started again with the same configuration and directory, it continues from the newest
+    checkpoint.
+
+    Args:
+        config: what to train, on what, and how.
+        work_dir: for prepared data, checkpoints, metrics and the exported model.
+
+    Raises:
+        ValueError: `work_dir` holds a run with another configuration.
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    work_dir = Path(work_dir)
+    prepare_work_dir(work_dir, config)
+    tokenizer = build_byte_tokenizer()
+    rows = prepare_rows(
+        corpus_source(
+            tokenizer,
+            train_tokens=config.data.train_tokens,
+            held_out_tokens=config.data.held_out_tokens,
+            word_problem_share=config.data.word_problem_share,
+            seed=config.data.seed,
+        ),
+        length=config.data.sequence_length,
+        data_dir=work_dir / "data",
+    )
+    batches = row_loader(rows["train"], batch_size=config.train.batch_size, seed=config.seed)
+
+    target_config = config.model.build(len(tokenizer), (tokenizer.eos_token_id,))
+    model = TargetModel(target_config)
+    optimizer = make_optimizer(config.train)
+    params = init_target(target_config, jax.random.key(config.seed)).params
+    state = fit(
+        TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
+        make_target_step(model, optimizer),
+        batches,
+        total_steps=config.train.steps,
+        config=config.loop,
+        work_dir=work_dir,
+        evaluate=make_held_out_loss(model, _held_out_batches(rows, config.train.batch_size)),
+    )
+    target = Target(target_config, state.params)
+    export = work_dir / "export"
+    save_target(target, export)
+    tokenizer.save_pretrained(export)
+    return target
+
+
+def _held_out_batches(
+    rows: Mapping[str, RowSource], batch_size: int
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """The held-out rows of each domain in batches; the last is filled up with padding."""
+    batches = {}
+    for split, source in rows.items():
+        if not split.startswith(_HELD_OUT):
+            continue
+        domain = [source[index] for index in range(len(source))]
+        padding = {name: np.zeros_like(array) for name, array in domain[0].items()}
+        domain += [padding] * (-len(domain) % batch_size)
+        batches[split.removeprefix(_HELD_OUT)] = [
+            jax.tree.map(lambda *leaves: np.stack(leaves), *domain[start : start + batch_size])
+            for start in range(0, len(domain), batch_size)
+        ]
+    return batches
+
+
+def next_token_loss(
+    logits: jax.Array, tokens: jax.Array, segment_ids: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of every token given those before it in its own document.
+
+    Args:
+        logits: [B, T, V] float32, at each token the prediction of the next.
+        tokens: [B, T] int32.
+        segment_ids: [B, T] int32, 0 at padding.
+
+    Returns:
+        [] sum of losses in nats, and [] the number of tokens it runs over.
+    """
+    labels = tokens[:, 1:]  # [B, T-1]
+    counted = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], labels)
+    return jnp.sum(losses * counted), jnp.sum(counted)
+
+
+def make_target_step(model: TargetModel, optimizer: optax.GradientTransformation) -> StepFn:
+    """The jitted optimizer step; its state is donated, so it is updated in place."""
+
+    def loss_fn(params: Params, batch: Batch) -> jax.Array:
+        logits = _forward(model, params, batch)
+        total, count = next_token_loss(logits, batch["tokens"], batch["segment_ids"])
+        return total / jnp.maximum(count, 1)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, gradients = jax.value_and_grad(loss_fn)(state.params, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def make_held_out_loss(model: TargetModel, batches: Mapping[str, Sequence[Batch]]) -> EvaluateFn:
+    """A function from parameters to the held-out loss of each domain, in nats per token."""
+
+    @jax.jit
+    def sums(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits = _forward(model, params, batch)
+        return next_token_loss(logits, batch["tokens"], batch["segment_ids"])
+
+    def evaluate(params: Params) -> dict[str, float]:
+        losses = {}
+        for domain, domain_batches in batches.items():
+            results = np.array([sums(params, batch) for batch in domain_batches], np.float64)
+            total, count = results.sum(axis=0)
+            losses[f"held_out_{domain}"] = float(total / max(count, 1))
+        return losses
+
+    return evaluate
+
+
+def _forward(model: TargetModel, params: Params, batch: Batch) -> jax.Array:
+    return model.apply(
+        {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
+    )

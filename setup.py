@@ -1,0 +1,36 @@
+"""Installs the library alone: scripts, configurations and tests stay in the repository."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="flexdraft_jax",
+    version="0.1.0",
+    description="FlexDraft in JAX: a language model that drafts for itself, losslessly",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["flexdraft_jax", "flexdraft_jax.*"]),
+    package_data={"flexdraft_jax": ["py.typed", "assets/**/*"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "flax>=0.12",
+        "grain>=0.2.12",
+        "jax>=0.10,<0.12",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "rich>=13.7",
+        "safetensors>=0.5",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.22",
+        "transformers>=5,<6",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6"],
+        "peers": ["torch>=2.5"],
+        "dev": ["mypy>=1.14", "pre-commit>=4", "ruff>=0.9"],
+    },
+)
