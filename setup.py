@@ -15,6 +15,7 @@ setup(
         "array_record>=0.8",
         "flax>=0.12",
         "grain>=0.2.12",
+        "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "jax>=0.10,<0.12",
         "jinja2>=3.1",
         "matplotlib>=3.9",

@@ -1,6 +1,6 @@
 """The target of the embedded default: 5.6 M parameters, word problems and library code.
 
-    python train/train_target.py --config configs/default_target.py --work_dir runs/target
+python train/train_target.py --config configs/default_target.py --work_dir runs/target
 """
 
 from flexdraft_jax.training.config import (

@@ -1,6 +1,6 @@
 """A target that trains in seconds and is good for nothing: tests and a first look at the tools.
 
-    python train/train_target.py --config configs/tiny_target.py --work_dir runs/tiny_target
+python train/train_target.py --config configs/tiny_target.py --work_dir runs/tiny_target
 """
 
 from flexdraft_jax.training.config import (

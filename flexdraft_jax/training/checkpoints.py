@@ -2,7 +2,7 @@
 
 A run's working directory holds
 
-    config.json         the configuration it was started with; a resume must bring the same
+    config.json         what it was started with; a resume must bring the same
     metrics.jsonl       one line per logged step
     checkpoints/STEP/   state and data position; written in the background, renamed when whole
 """
@@ -10,6 +10,7 @@ A run's working directory holds
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from flexdraft_jax.training.config_files import as_dict
 from flexdraft_jax.training.optimizer import TrainState
+from flexdraft_jax.training.progress import Metric
 
 # Groups of a configuration that may change between an interruption and its resume: they decide
 # when the loop reports and saves, not what it computes.
@@ -71,8 +73,13 @@ class TrainCheckpoints:
         self._manager.close()
 
 
-def prepare_work_dir(work_dir: Path, config: Any) -> None:
-    """Creates the working directory, or checks that it belongs to the same configuration.
+def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> None:
+    """Creates the working directory, or checks that it belongs to the same run.
+
+    Args:
+        work_dir: of the run.
+        config: the run's configuration, a dataclass.
+        provenance: what else must be the same on resume, such as the target's fingerprint.
 
     Raises:
         ValueError: the directory holds a run with another configuration.
@@ -80,7 +87,7 @@ def prepare_work_dir(work_dir: Path, config: Any) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     recorded = work_dir / "config.json"
     # A round trip through JSON turns tuples into lists, as in the recorded file.
-    wanted = json.loads(json.dumps(as_dict(config)))
+    wanted = json.loads(json.dumps({**as_dict(config), **provenance}))
     if recorded.exists():
         found = json.loads(recorded.read_text())
         different = [
@@ -107,7 +114,7 @@ class MetricsFile:
         path.write_text("".join(line + "\n" for line in kept))
         self._path = path
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, Metric]) -> None:
         """Appends one line."""
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.data.corpus import DOMAINS
+from flexdraft_jax.data.corpus import DOMAINS, Domain
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,10 @@ class RolloutConfig:
     """The responses a drafter is trained on: written by the target itself, greedily."""
 
     rollouts: int = 2400  # Responses to write, split evenly over `domains`.
-    domains: tuple[str, ...] = DOMAINS  # Which kinds of prompts.
+    domains: tuple[Domain, ...] = DOMAINS  # Which kinds of prompts.
     max_new_tokens: int = 320  # Longest response; one that reaches it ends without a stop token.
-    chunk_size: int = 64  # Prompts per chunk file; an interruption loses at most one chunk.
-    batch_size: int = 16  # Prompts decoded together; changes speed only, never the tokens.
-    sequence_length: int = 512  # Tokens of a packed row; prompt plus response must fit.
+    chunk_size: int = 64  # Prompts decoded together; an interruption loses one such chunk.
+    sequence_length: int = 512  # Tokens of a packed row; longer turns are cut.
     seed: int = 1  # Picks the training prompts; held-out prompts come from another split.
 
 
@@ -129,8 +128,9 @@ class ObjectiveConfig:
 class DraftEvalConfig:
     """Real decoding on held-out prompts: the only number that says whether a drafter works."""
 
-    prompts_per_domain: int = 8  # More gives a steadier tau and takes longer.
-    max_new_tokens: int = 192  # Longest held-out response.
+    domains: tuple[Domain, ...] = DOMAINS  # Which held-out prompts; each costs its own decoding.
+    prompts_per_domain: int = 16  # More gives a steadier tau and takes longer; 128 are there.
+    max_new_tokens: int = 256  # Longest held-out response.
 
 
 @dataclass(frozen=True)

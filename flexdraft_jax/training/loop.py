@@ -14,12 +14,12 @@ import numpy as np
 from flexdraft_jax.training.checkpoints import MetricsFile, TrainCheckpoints
 from flexdraft_jax.training.config import LoopConfig
 from flexdraft_jax.training.optimizer import Params, TrainState
-from flexdraft_jax.training.progress import Progress
+from flexdraft_jax.training.progress import Metric, Progress, format_metric
 
 Batch = Mapping[str, np.ndarray]
 Metrics = Mapping[str, jax.Array]
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvaluateFn = Callable[[Params], dict[str, float]]
+EvaluateFn = Callable[[Params], Mapping[str, float]]
 
 
 class TrainingDiverged(RuntimeError):
@@ -44,7 +44,8 @@ def fit(
 
     Args:
         state: the state to start from when there is no checkpoint.
-        step_fn: jitted, donating its state; its metrics must contain "loss".
+        step_fn: jitted, donating its state; its metrics are scalars or short vectors and contain
+            "loss".
         batches: dictionaries of arrays with "tokens" [B, T]; rewound on resume.
         total_steps: steps after which the run is complete.
         config: when to log, evaluate and save.
@@ -102,18 +103,19 @@ class _Watch:
             return
         step, metrics, tokens = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values["loss"]):
+        values: dict[str, Metric] = {k: np.asarray(v).tolist() for k, v in metrics.items()}
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"loss is {values['loss']} at step {step}; lower train.learning_rate or "
+                f"loss is {loss} at step {step}; lower train.learning_rate or "
                 "train.clip_norm, then start again: the newest checkpoint is from before this step"
             )
         self._progress.update(step, tokens, values)
         if step % self._log_every == 0:
             self._file.write(step, values)
 
-    def evaluated(self, step: int, values: dict[str, float]) -> None:
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Shows and records the result of an evaluation."""
-        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        text = "  ".join(f"{name} {format_metric(value)}" for name, value in values.items())
         self._progress.note(f"evaluation at step {step}: {text}")
         self._file.write(step, values)

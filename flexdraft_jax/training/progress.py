@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
+import rich.progress
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.status import Status
+
+Metric = float | list[float]
 
 _PLAIN_SECONDS = 20.0  # A log file gets a line this often; a terminal is renewed every step.
 
@@ -49,13 +55,13 @@ class Progress:
         if self._status is not None:
             self._status.stop()
 
-    def update(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
+    def update(self, step: int, tokens: int, metrics: Mapping[str, Metric]) -> None:
         """Shows the metrics of `step`, which processed `tokens` tokens."""
         self._tokens += tokens
         now = time.monotonic()
         elapsed = now - self._start
         left = elapsed / max(1, step - self._first) * (self._total - step)
-        numbers = "  ".join(f"{name} {_short(value)}" for name, value in metrics.items())
+        numbers = "  ".join(f"{name} {format_metric(value)}" for name, value in metrics.items())
         line = (
             f"step {step}/{self._total}  {numbers}  "
             f"{self._tokens / elapsed:,.0f} tokens/s  {_clock(left)} left"
@@ -74,7 +80,30 @@ class Progress:
             print(text, file=self._console.file, flush=True)
 
 
-def _short(value: float) -> str:
+@contextmanager
+def track(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how much of some work is done; gives a function to call with what was just finished."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with rich.progress.Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda finished: bar.advance(task, finished)
+        return
+    done = 0
+
+    def advance(finished: int) -> None:
+        nonlocal done
+        done += finished
+        print(f"{what}: {done}/{total}", file=console.file, flush=True)
+
+    yield advance
+
+
+def format_metric(value: Metric) -> str:
+    """A few digits of a number, or of each number of a list (slots, say)."""
+    if isinstance(value, list):
+        return " ".join(f"{number:.2f}" for number in value)
     return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:.3f}"
 
 

@@ -1,0 +1,60 @@
+# Everything runs in .venv, made here from any Python 3.11 to 3.13. `make` alone lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+TESTS ?= tests
+SHELL := /usr/bin/env bash
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test test-all lint format typecheck clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: $(VENV)/.installed  ## make .venv with the library in it
+
+install-dev: $(VENV)/.installed-dev  ## add ruff, mypy and the git hooks' runner
+
+demo: $(VENV)/.installed  ## see the embedded default decode held-out prompts, a minute or two
+	$(BIN)/python infer/demo.py
+
+test: $(VENV)/.installed  ## run the tests on the CPU, but for the slow ones
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+test-all: $(VENV)/.installed  ## run all tests on the CPU
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed-dev  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(VENV)/.installed-dev  ## check types alone
+	$(BIN)/mypy
+
+clean:  ## remove the environment, caches and build products
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+
+# A stamp file, so that installation happens once, and again when its inputs change.
+$(VENV)/.installed: setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[test,dev]"
+	@touch $@
+
+# Some names on the PATH are shims that do not run; take the first that answers with its version.
+$(BIN)/python:
+	@for candidate in $(PYTHON) python3.12 python3.11 python3.13 python3 python; do \
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	      >/dev/null 2>&1; then \
+	    echo "making $(VENV) with $$("$$candidate" --version)"; \
+	    exec "$$candidate" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "no Python 3.11, 3.12 or 3.13 found; name one with: make PYTHON=/path/to/python" >&2; exit 1

@@ -1,0 +1,82 @@
+"""Configuration files and command-line overrides."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from flexdraft_jax.training.config import TrainDraftConfig, TrainTargetConfig
+from flexdraft_jax.training.config_files import apply_overrides, load_config, parse_value
+
+_CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def _kind(name: str) -> type:
+    return TrainDraftConfig if "draft" in name else TrainTargetConfig
+
+
+@pytest.mark.parametrize("path", sorted(_CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert dataclasses.is_dataclass(load_config(path, _kind(path.stem)))
+
+
+def test_overrides_replace_nested_fields_in_order() -> None:
+    config = load_config(
+        _CONFIGS / "tiny_target.py",
+        TrainTargetConfig,
+        ["train.learning_rate=3e-4", "seed=1", "seed=7", "model.tie_word_embeddings=false"],
+    )
+    assert config.train.learning_rate == 3e-4
+    assert config.seed == 7
+    assert config.model.tie_word_embeddings is False
+    assert config.train.steps == 20  # What was not named stays.
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rat=1", "unknown config field 'train.learning_rat'; nearest: learning_r"),
+        ("trian.steps=1", "unknown config field 'trian.steps'; nearest: train"),
+        ("train=1", "'train' is a group; set one of: steps"),
+        ("train.steps.more=1", "'steps' has no parts"),
+        ("train.steps", "has no '='"),
+        ("train.steps=1.5", "train.steps='1.5': must be an integer"),
+        ("train.learning_rate=fast", "train.learning_rate='fast': must be a number"),
+        ("train.schedule=linear", "must be one of 'cosine', 'wsd'"),
+        ("model.tie_word_embeddings=perhaps", "must be true or false"),
+    ],
+)
+def test_a_wrong_override_says_what_would_be_right(override: str, message: str) -> None:
+    config = load_config(_CONFIGS / "tiny_target.py", TrainTargetConfig)
+    with pytest.raises(ValueError) as error:
+        apply_overrides(config, [override])
+    assert message in str(error.value)
+
+
+def test_tuples_and_none_are_read() -> None:
+    assert parse_value("word_problems,code", tuple[Literal["word_problems", "code"], ...], "x") == (
+        "word_problems",
+        "code",
+    )
+    assert parse_value("none", int | None, "x") is None
+    assert parse_value("3", int | None, "x") == 3
+    with pytest.raises(ValueError, match="must be one of 'word_problems'"):
+        parse_value("poems", tuple[Literal["word_problems"], ...], "x")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "no such file"),
+        ("x = 1", "defines no get_config"),
+        ("def get_config(): return 3", "returned int, this command needs TrainTargetConfig"),
+        ("def get_config(:", "is not valid Python"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, source: str | None, message: str) -> None:
+    path = tmp_path / "config.py"
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(ValueError, match=message):
+        load_config(path, TrainTargetConfig)
