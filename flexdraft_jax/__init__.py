@@ -1,5 +1,6 @@
 """FlexDraft in JAX: lossless self-speculative decoding (arXiv 2605.20022)."""
 
+from flexdraft_jax.assets import load_default
 from flexdraft_jax.checkpoints.draft import load_draft, save_draft
 from flexdraft_jax.checkpoints.hf import load_target, save_target
 from flexdraft_jax.config import DraftConfig, RopeScaling, TargetConfig
@@ -17,6 +18,7 @@ __all__ = [
     "generate",
     "init_draft",
     "init_target",
+    "load_default",
     "load_draft",
     "load_target",
     "save_draft",

@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.held_out import HeldOutPrompt, distinct_ngrams
 from flexdraft_jax.data.word_problems import parse_answer
-from flexdraft_jax.decoding.generate import generate
+from flexdraft_jax.decoding.generate import sizes_for, start
+from flexdraft_jax.decoding.requests import check_requests
+from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 
@@ -133,15 +135,42 @@ def evaluate_prompts(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
-    references = [
-        tokenizer.encode(prompt.reference, add_special_tokens=False)[:max_new_tokens]
-        for prompt in prompts
-    ]
-    own_size = 1 if draft is None or schedule == "ar" else draft.config.block_size
-    return DomainReport(
-        domain=domains[0],
+    return domain_report(
+        prompts,
+        answers,
+        plain,
+        reference_tokens(tokenizer, prompts, max_new_tokens),
         schedule=schedule,
-        block_size=block_size or own_size,
+        block_size=block_size_of(draft, schedule, block_size),
+        confidence_threshold=confidence_threshold,
+    )
+
+
+def domain_report(
+    prompts: Sequence[HeldOutPrompt],
+    answers: Sequence[Answer],
+    plain: Sequence[Answer] | None,
+    references: Sequence[Sequence[int]],
+    *,
+    schedule: str,
+    block_size: int,
+    confidence_threshold: float,
+) -> DomainReport:
+    """Counts.
+
+    Args:
+        prompts: of one domain.
+        answers: to them.
+        plain: the answers of plain decoding, if it was run.
+        references: tokens of the reference answers, cut to the same budget.
+        schedule: of `answers`.
+        block_size: of `answers`.
+        confidence_threshold: of `answers`.
+    """
+    return DomainReport(
+        domain=prompts[0].domain,
+        schedule=schedule,
+        block_size=block_size,
         confidence_threshold=confidence_threshold,
         num_prompts=len(prompts),
         num_tokens=sum(len(answer.tokens) for answer in answers),
@@ -154,6 +183,16 @@ def evaluate_prompts(
         plain_accuracy=None if plain is None else accuracy(prompts, plain),
         rows_equal=None if plain is None else rows_equal(answers, plain),
     )
+
+
+def reference_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[HeldOutPrompt], max_new_tokens: int
+) -> list[list[int]]:
+    """The reference answers as tokens, cut like answers are."""
+    return [
+        tokenizer.encode(prompt.reference, add_special_tokens=False)[:max_new_tokens]
+        for prompt in prompts
+    ]
 
 
 def answer_prompts(
@@ -189,27 +228,30 @@ def answer_prompts(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    answers: dict[int, Answer] = {}
-    for rows in _deal([len(prompt) for prompt in prompts], batch_size):
-        out = generate(
-            target,
-            draft,
-            [prompts[row] for row in rows],
-            # A row that only fills the batch emits nothing.
-            [max_new_tokens if row not in rows[:i] else 0 for i, row in enumerate(rows)],
-            schedule=schedule,
-            block_size=block_size,
-            confidence_threshold=confidence_threshold,
-            stop_token_ids=target.eos_token_ids,
-        )
-        for i, row in enumerate(rows):
-            if row not in rows[:i]:
-                text = tokenizer.decode(out.tokens[i], skip_special_tokens=True)
-                assert isinstance(text, str)  # one sequence in, one text out
-                answers[row] = Answer(
-                    out.tokens[i], text, out.acceptance_lengths[i], out.finish_reasons[i]
-                )
-    return [answers[row] for row in range(len(prompts))]
+    requests = check_requests(
+        target.config, prompts, max_new_tokens, confidence_threshold, target.eos_token_ids
+    )
+    # One set of sizes for all batches, so that one program serves them.
+    sizes = sizes_for(requests, block_size_of(draft, schedule, block_size))
+    batch_size = min(batch_size, len(requests))
+    answers = []
+    for first in range(0, len(requests), batch_size):
+        batch = requests[first : first + batch_size]
+        # Rows that only fill the batch emit nothing.
+        filler = [dataclasses.replace(batch[0], budget=0)] * (batch_size - len(batch))
+        decoding = start(target, draft, batch + filler, schedule, block_size, sizes=sizes)
+        decoding.advance(max_new_tokens)
+        out = decoding.output()
+        answers += [
+            Answer(
+                out.tokens[row],
+                decode_text(tokenizer, out.tokens[row]),
+                out.acceptance_lengths[row],
+                out.finish_reasons[row],
+            )
+            for row in range(len(batch))
+        ]
+    return answers
 
 
 def accuracy(prompts: Sequence[HeldOutPrompt], answers: Sequence[Answer]) -> float | None:
@@ -227,17 +269,60 @@ def rows_equal(answers: Sequence[Answer], plain: Sequence[Answer]) -> int:
     return sum(a.tokens == b.tokens for a, b in zip(answers, plain, strict=True))
 
 
-def _deal(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Deals rows to batches of one size, so that few programs are compiled.
+def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) -> int:
+    """n that a schedule decodes with: 1 for "ar", else what was asked for or the draft's own."""
+    if schedule == "ar" or draft is None:
+        return 1
+    return draft.config.block_size if block_size is None else block_size
 
-    Longest first and in turn, so that the longest prompts of all batches fall into one bucket. A
-    batch that lacks a row holds its first row again.
-    """
-    num_batches = -(-len(lengths) // batch_size)
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    batches = [order[i::num_batches] for i in range(num_batches)]
-    size = max(map(len, batches), default=0)
-    return [batch + batch[:1] * (size - len(batch)) for batch in batches]
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """Tokens as text, without special tokens."""
+    text = tokenizer.decode(
+        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    assert isinstance(text, str)  # one sequence in, one text out
+    return text
+
+
+def report_table(reports: Sequence[DomainReport]) -> Table:
+    """One line per domain."""
+    first = reports[0]
+    threshold = (
+        f"drafts under a confidence of {first.confidence_threshold:g} not verified"
+        if first.confidence_threshold
+        else "every draft verified"
+    )
+    return Table(
+        title="What the drafts are worth",
+        columns=(
+            "held-out prompts",
+            "tau (prompt mean)",
+            "distinct 8-grams",
+            "right answers",
+            "equal to plain",
+        ),
+        rows=[
+            (
+                report.domain.replace("_", " "),
+                f"{report.tau_steps:.2f} ({report.tau_prompts:.2f})",
+                f"{percent(report.distinct_8grams)} "
+                f"(reference {percent(report.reference_distinct_8grams)})",
+                "-"
+                if report.accuracy is None
+                else f"{percent(report.accuracy)} (plain {percent(report.plain_accuracy)})",
+                "-"
+                if report.rows_equal is None
+                else f"{report.rows_equal} of {report.num_prompts}",
+            )
+            for report in reports
+        ],
+        note=(
+            f"{first.num_prompts} prompts each, greedy, {threshold}. tau: tokens per step, at most "
+            f"n = {first.block_size}. Loops in a text would flatter it, and would show as few "
+            "distinct 8-grams."
+        ),
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,0 +1,192 @@
+"""Tokens per second of whole calls, each schedule beside plain decoding."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from flexdraft_jax.decoding.generate import GenerateOutput, bucket, generate
+from flexdraft_jax.evaluation.measure import block_size_of
+from flexdraft_jax.evaluation.timing import (
+    Progress,
+    Spread,
+    interleave,
+    ratios,
+    seconds,
+    silent,
+)
+from flexdraft_jax.models.draft import Draft
+from flexdraft_jax.models.target import Target
+
+Tokens = list[list[int]]
+_Name = TypeVar("_Name", bound=str)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeRow:
+    """Whole calls, prefill included and compilation excluded.
+
+    Attributes:
+        domain: of the prompts.
+        batch_size: B.
+        method: a schedule, or the name of another implementation.
+        block_size: n; 1 where nothing is drafted.
+        tokens_per_second: of the whole batch.
+        speedup: over "ar" at the same batch size.
+        tau: mean acceptance length over steps; None where no steps are counted.
+        num_equal: prompts answered token for token like "ar".
+        num_prompts: of how many.
+    """
+
+    domain: str
+    batch_size: int
+    method: str
+    block_size: int
+    tokens_per_second: Spread
+    speedup: Spread
+    tau: float | None
+    num_equal: int
+    num_prompts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to decode.
+
+    Attributes:
+        name: for the report.
+        block_size: n; 1 where nothing is drafted.
+        decode: a batch of prompts -> new tokens and all acceptance lengths.
+    """
+
+    name: str
+    block_size: int
+    decode: Callable[[Sequence[Sequence[int]]], tuple[Tokens, list[list[int]]]]
+
+
+def schedule_method(
+    target: Target,
+    draft: Draft | None,
+    schedule: str,
+    *,
+    max_new_tokens: int,
+    block_size: int | None = None,
+    confidence_threshold: float = 0.0,
+    stop_token_ids: Sequence[int] | None = None,
+) -> Method:
+    """One of our schedules; the arguments are those of `generate`."""
+
+    def decode(prompts: Sequence[Sequence[int]]) -> tuple[Tokens, list[list[int]]]:
+        out: GenerateOutput = generate(
+            target,
+            draft,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            schedule=schedule,
+            block_size=block_size,
+            confidence_threshold=confidence_threshold,
+            stop_token_ids=stop_token_ids,
+        )
+        return out.tokens, out.acceptance_lengths
+
+    return Method(schedule, block_size_of(draft, schedule, block_size), decode)
+
+
+def measure_decoding(
+    methods: Sequence[Method],
+    prompts: Sequence[Sequence[int]],
+    *,
+    domain: str,
+    batch_size: int,
+    repeats: int = 5,
+    progress: Progress = silent,
+) -> list[DecodeRow]:
+    """Decodes all prompts with every method; the methods take turns.
+
+    Args:
+        methods: the first is what the others are compared to.
+        prompts: lists of token ids; as many as fill whole batches.
+        domain: for the report.
+        batch_size: B.
+        repeats: of every measurement; one more comes before them, for compilation.
+        progress: told about each method.
+
+    Raises:
+        ValueError: prompts that don't fill whole batches, or `repeats` under 1.
+    """
+    if not prompts or len(prompts) % batch_size:
+        raise ValueError(f"{len(prompts)} prompts: must be a multiple of batch_size={batch_size}")
+    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+    answers = {}
+    for method in methods:
+        progress(f"{domain}, batch {batch_size}, {_label(method)}: compiling and warming up")
+        answers[_label(method)] = [method.decode(batch) for batch in batches]
+    timers = {_label(method): _timer(method, batches) for method in methods}
+    progress(f"{domain}, batch {batch_size}: {repeats} repeats")
+    times = interleave(timers, repeats)
+    plain = _label(methods[0])
+    plain_tokens = _all_tokens(answers[plain])
+    rows = []
+    for method in methods:
+        label = _label(method)
+        tokens = _all_tokens(answers[label])
+        num_tokens = sum(map(len, tokens))
+        steps = [a for _, lengths in answers[label] for row in lengths for a in row]
+        rows.append(
+            DecodeRow(
+                domain=domain,
+                batch_size=batch_size,
+                method=method.name,
+                block_size=method.block_size,
+                tokens_per_second=Spread.of([num_tokens / t for t in times[label]]),
+                speedup=ratios(times[plain], times[label]),
+                tau=sum(steps) / len(steps) if steps else None,
+                num_equal=sum(a == b for a, b in zip(tokens, plain_tokens, strict=True)),
+                num_prompts=len(prompts),
+            )
+        )
+    return rows
+
+
+def same_bucket(
+    domains: Mapping[_Name, Sequence[Sequence[int]]], max_new_tokens: int, block_size: int
+) -> dict[_Name, list[int]]:
+    """Picks prompts that one compiled program per schedule serves, in all domains.
+
+    Programs are compiled per bucket of lengths. The bucket taken is the one that most prompts of
+    every domain are in.
+
+    Args:
+        domains: lists of token ids, per domain.
+        max_new_tokens: budget of each prompt.
+        block_size: n of the schedules that draft.
+
+    Returns:
+        Indices of the prompts in the bucket, per domain, in order; empty lists where no bucket
+        has prompts of all domains.
+    """
+
+    def program(prompt: Sequence[int]) -> tuple[int, ...]:
+        length = len(prompt) + max_new_tokens
+        return bucket(len(prompt), smallest=8), bucket(length + 1), bucket(length + block_size)
+
+    members: dict[tuple[int, ...], dict[_Name, list[int]]] = defaultdict(
+        lambda: {domain: [] for domain in domains}
+    )
+    for domain, prompts in domains.items():
+        for i, prompt in enumerate(prompts):
+            members[program(prompt)][domain].append(i)
+    return max(members.values(), key=lambda per_domain: math.prod(map(len, per_domain.values())))
+
+
+def _label(method: Method) -> str:
+    return f"{method.name}, n={method.block_size}"
+
+
+def _timer(method: Method, batches: Sequence[Sequence[Sequence[int]]]) -> Callable[[], float]:
+    return lambda: seconds(lambda: [method.decode(batch) for batch in batches])
+
+
+def _all_tokens(answers: Sequence[tuple[Tokens, list[list[int]]]]) -> Tokens:
+    return [row for tokens, _ in answers for row in tokens]

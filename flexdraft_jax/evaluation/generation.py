@@ -1,0 +1,155 @@
+"""One prompt answered as it is decoded."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flexdraft_jax.data.chat import encode_turn
+from flexdraft_jax.decoding.generate import GenerateOutput, stream
+from flexdraft_jax.evaluation.decode_speed import measure_decoding, schedule_method
+from flexdraft_jax.evaluation.loading import Models
+from flexdraft_jax.evaluation.tables import Table
+from flexdraft_jax.evaluation.text import Piece, PieceReader
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """How to decode; the fields are those of `generate`, with the target's own stop tokens.
+
+    Attributes:
+        max_new_tokens: budget.
+        schedule: "ar", "parallel" or "sequential".
+        block_size: n; the draft's own if None.
+        confidence_threshold: 0 verifies every draft.
+    """
+
+    max_new_tokens: int = 248
+    schedule: str = "sequential"
+    block_size: int | None = None
+    confidence_threshold: float = 0.0
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedAnswer:
+    """What was decoded, and how fast, a host round trip per step included.
+
+    Attributes:
+        output: of one row.
+        seconds: in the decoder, prefill included and compilation excluded.
+    """
+
+    output: GenerateOutput
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens by seconds."""
+        return len(self.output.tokens[0]) / self.seconds
+
+    def describe(self) -> str:
+        """One line: tokens, steps, tau and speed."""
+        output = self.output
+        return (
+            f"{len(output.tokens[0])} tokens in {len(output.acceptance_lengths[0])} steps, "
+            f"tau {output.tau:.2f}, {self.tokens_per_second:.0f} tokens/s while streaming, "
+            f"finished by {output.finish_reasons[0]}"
+        )
+
+
+def encode_prompt(models: Models, prompt: str, *, raw: bool = False) -> list[int]:
+    """A prompt as tokens.
+
+    Args:
+        models: with the tokenizer.
+        prompt: text.
+        raw: take the text as it is instead of as a user's turn.
+
+    Raises:
+        ValueError: an empty prompt, or a tokenizer without a chat template.
+    """
+    if raw:
+        tokens = models.tokenizer.encode(prompt)
+        if not tokens:
+            raise ValueError("prompt is empty: must hold at least one character")
+        return tokens
+    if not models.tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {models.name} has no chat template: give the prompt raw (--raw)"
+        )
+    return encode_turn(models.tokenizer, prompt, None).tokens
+
+
+def answer_live(
+    models: Models,
+    prompt: list[int],
+    settings: GenerationSettings,
+    show: Callable[[Piece], None],
+) -> StreamedAnswer:
+    """Decodes one prompt and shows each piece of text as soon as its step is done.
+
+    Compiles first, with two updates that are thrown away. Bytes at the end that make no whole
+    character are not shown.
+
+    Args:
+        models: to decode with.
+        prompt: token ids.
+        settings: how to decode.
+        show: called with each piece.
+
+    Raises:
+        ValueError: a bad setting, named.
+    """
+    arguments = settings.arguments() | {"stop_token_ids": models.target.eos_token_ids}
+    for _ in itertools.islice(stream(models.target, models.draft, [prompt], **arguments), 2):
+        pass
+    reader = PieceReader(models.tokenizer)
+    start = time.perf_counter()
+    elapsed = 0.0
+    for output in stream(models.target, models.draft, [prompt], **arguments):
+        elapsed += time.perf_counter() - start
+        for piece in reader.read(output.tokens[0], output.acceptance_lengths[0]):
+            show(piece)
+        start = time.perf_counter()
+    return StreamedAnswer(output, elapsed)
+
+
+def compare_with_plain(
+    models: Models, prompt: list[int], settings: GenerationSettings, *, repeats: int = 3
+) -> Table:
+    """Whole calls of `generate` on one prompt: plain decoding, and what `settings` ask for.
+
+    Args:
+        models: to decode with.
+        prompt: token ids.
+        settings: how to decode; not "ar".
+        repeats: of both, in turn.
+    """
+    arguments = settings.arguments() | {"stop_token_ids": models.target.eos_token_ids}
+    plain = {name: arguments[name] for name in ("max_new_tokens", "stop_token_ids")}
+    methods = [
+        schedule_method(models.target, None, "ar", **plain),
+        schedule_method(models.target, models.draft, **arguments),
+    ]
+    rows = measure_decoding(methods, [prompt], domain="prompt", batch_size=1, repeats=repeats)
+    equal = "yes" if rows[1].num_equal else "NO"
+    return Table(
+        title=f"Equal to plain decoding, token for token: {equal}",
+        columns=("schedule", "tau", "tokens/s", "speed-up"),
+        rows=[
+            (
+                "plain decoding" if row.method == "ar" else row.method,
+                "-" if row.tau is None else f"{row.tau:.2f}",
+                f"{row.tokens_per_second:.0f}",
+                f"{row.speedup:.2f}",
+            )
+            for row in rows
+        ],
+        note=f"Whole calls, compilation excluded. Median (lowest-highest) of {repeats} "
+        "interleaved repeats.",
+    )
