@@ -18,10 +18,10 @@ def get_config() -> TrainTargetConfig:
         model=TargetModelConfig(),
         data=CorpusConfig(),
         train=OptimizerConfig(
-            steps=1300,
+            steps=850,
             batch_size=8,
             learning_rate=8e-3,
-            warmup_fraction=0.05,
+            warmup_fraction=0.0765,
             schedule="wsd",
             decay_fraction=0.4,
             optimizer="muon",

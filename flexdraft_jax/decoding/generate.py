@@ -73,17 +73,10 @@ def generate(
         ValueError: an argument out of its range; it is named, with what would be right.
         TypeError: an argument of the wrong kind.
     """
-    decoding = start(
-        target,
-        draft,
-        prompts,
-        max_new_tokens,
-        schedule,
-        block_size,
-        confidence_threshold,
-        pruning_strategy,
-        stop_token_ids,
+    requests = check_requests(
+        target.config, prompts, max_new_tokens, confidence_threshold, stop_token_ids
     )
+    decoding = start(target, draft, requests, schedule, block_size, pruning_strategy)
     decoding.advance(_ALL_STEPS)
     return decoding.output()
 
@@ -109,17 +102,10 @@ def stream(
     """
     if steps_per_update < 1:
         raise ValueError(f"steps_per_update={steps_per_update}: must be at least 1")
-    decoding = start(
-        target,
-        draft,
-        prompts,
-        max_new_tokens,
-        schedule,
-        block_size,
-        confidence_threshold,
-        pruning_strategy,
-        stop_token_ids,
+    requests = check_requests(
+        target.config, prompts, max_new_tokens, confidence_threshold, stop_token_ids
     )
+    decoding = start(target, draft, requests, schedule, block_size, pruning_strategy)
     return decoding.updates(steps_per_update)
 
 
@@ -204,37 +190,37 @@ _FINISH_REASONS = ("running", "stop", "length")
 def start(
     target: Target,
     draft: Draft | None,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int | Sequence[int],
+    requests: Sequence[Request],
     schedule: str,
-    block_size: int | None,
-    confidence_threshold: float,
-    pruning_strategy: str,
-    stop_token_ids: Sequence[int] | None,
+    block_size: int | None = None,
+    pruning_strategy: str = "cumulative_product",
     sizes: Sizes | None = None,
 ) -> Decoding:
-    """Checks everything, compiles what isn't compiled yet and reads the prompts.
+    """Compiles what isn't compiled yet and reads the prompts of checked requests.
 
     Args:
-        target: to `stop_token_ids`: as in `generate`.
+        target: the model.
+        draft: its draft, or None for "ar".
+        requests: from `check_requests`, one per row.
+        schedule: "ar", "parallel" or "sequential".
+        block_size: n; the draft's own if None.
+        pruning_strategy: "cumulative_product" or "min_confidence".
         sizes: to compile for, where several calls are to share a program; else the smallest
-            buckets that hold the prompts.
+            buckets that hold the requests.
 
     Raises:
-        ValueError: as `generate`.
-        TypeError: as `generate`.
+        ValueError: settings that `check_settings` refuses.
     """
-    requests = check_requests(target.config, prompts, max_new_tokens, stop_token_ids)
-    block_size = check_settings(
-        target, draft, schedule, block_size, confidence_threshold, pruning_strategy
-    )
+    block_size = check_settings(target, draft, schedule, block_size, pruning_strategy)
     draft = None if schedule == "ar" else draft
     program = DecodeProgram(
         model=flexdraft_model(target, draft),
         schedule=schedule,
         block_size=block_size,
         pruning_strategy=pruning_strategy,
-        verify_buckets=verify_buckets(block_size, confidence_threshold),
+        verify_buckets=verify_buckets(
+            block_size, all(r.confidence_threshold == 0 for r in requests)
+        ),
     )
     sizes = sizes or sizes_for(requests, block_size)
     num_stops = bucket(max(len(r.stop_token_ids) for r in requests), smallest=4)
@@ -245,7 +231,7 @@ def start(
         output_size=sizes.output,
         budget=jnp.array([r.budget for r in requests], jnp.int32),
         stop_token_ids=_padded([r.stop_token_ids for r in requests], -1, num_stops),
-        confidence_threshold=jnp.full(len(requests), confidence_threshold, jnp.float32),
+        confidence_threshold=jnp.array([r.confidence_threshold for r in requests], jnp.float32),
         dtype=target.dtype,
     )
     variables = flexdraft_variables(target, draft)
@@ -254,13 +240,13 @@ def start(
     return Decoding(program, variables, prefill(program, variables, state, tokens, lengths))
 
 
-def verify_buckets(block_size: int, confidence_threshold: float) -> tuple[int, ...]:
+def verify_buckets(block_size: int, verify_all: bool) -> tuple[int, ...]:
     """The numbers of drafts to compile a step for: 1, 3, 7, ... n - 1.
 
-    With threshold 0 every step verifies n - 1 drafts, and one variant is enough.
+    Where every step verifies all n - 1 drafts (threshold 0), one variant is enough.
     """
     largest = block_size - 1
-    if confidence_threshold == 0 or largest == 0:
+    if verify_all or largest == 0:
         return (largest,)
     doubling = [2**i - 1 for i in range(1, largest.bit_length() + 1) if 2**i - 1 < largest]
     return (*doubling, largest)

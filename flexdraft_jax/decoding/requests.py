@@ -6,6 +6,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.confidence import PRUNING_STRATEGIES
 from flexdraft_jax.decoding.steps import STEPS
@@ -20,31 +22,39 @@ class Request:
     Attributes:
         prompt: token ids, at least one.
         budget: tokens to emit at most.
+        confidence_threshold: drafts less sure than this are not verified; 0 verifies all.
         stop_token_ids: tokens that end the row, once emitted.
     """
 
     prompt: tuple[int, ...]
     budget: int
-    stop_token_ids: tuple[int, ...]
+    confidence_threshold: float = 0.01
+    stop_token_ids: tuple[int, ...] = ()
 
 
 def check_requests(
     config: TargetConfig,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int | Sequence[int],
+    confidence_threshold: float,
     stop_token_ids: Sequence[int] | None,
 ) -> list[Request]:
     """One `Request` per prompt.
 
     Raises:
         ValueError: no prompts, an empty prompt, an id outside the vocabulary, a negative budget,
-            budgets that don't match the prompts, or a row longer than the target's context.
+            budgets that don't match the prompts, a row longer than the target's context, or a
+            threshold outside 0..1.
         TypeError: something that should be an integer or a list of integers is neither.
     """
     if not hasattr(prompts, "__len__"):
         raise TypeError(f"prompts={prompts!r}: must be a list of lists of token ids")
     if isinstance(prompts, str) or len(prompts) == 0:
         raise ValueError(f"prompts={prompts!r}: must be a non-empty list of lists of token ids")
+    if not isinstance(confidence_threshold, numbers.Real):
+        raise TypeError(f"confidence_threshold={confidence_threshold!r}: must be a number")
+    if not 0 <= confidence_threshold <= 1:  # false for nan as well
+        raise ValueError(f"confidence_threshold={confidence_threshold}: must be between 0 and 1")
     budgets = _budgets(max_new_tokens, len(prompts))
     stop_token_ids = () if stop_token_ids is None else stop_token_ids
     if not hasattr(stop_token_ids, "__len__"):
@@ -65,7 +75,7 @@ def check_requests(
                 f"they must be at most the target's max_position_embeddings={limit}"
             )
         ids = (_token(config, f"prompts[{row}][{i}]", token) for i, token in enumerate(prompt))
-        requests.append(Request(tuple(ids), budget, stops))
+        requests.append(Request(tuple(ids), budget, float(confidence_threshold), stops))
     return requests
 
 
@@ -74,22 +84,17 @@ def check_settings(
     draft: Draft | None,
     schedule: str,
     block_size: int | None,
-    confidence_threshold: float,
     pruning_strategy: str,
 ) -> int:
     """The block size to decode with: 1 for "ar", else what was asked for or the draft's own.
 
     Raises:
-        ValueError: an unknown name, a missing draft, a draft for another target, a block size
-            under 2 or a threshold outside 0..1.
-        TypeError: a block size that is no integer, or a threshold that is no number.
+        ValueError: an unknown name, a missing draft, a draft for another target, or a block size
+            under 2.
+        TypeError: a block size that is no integer.
     """
     _one_of("schedule", schedule, tuple(STEPS))
     _one_of("pruning_strategy", pruning_strategy, PRUNING_STRATEGIES)
-    if not isinstance(confidence_threshold, numbers.Real):
-        raise TypeError(f"confidence_threshold={confidence_threshold!r}: must be a number")
-    if not 0 <= confidence_threshold <= 1:  # false for nan as well
-        raise ValueError(f"confidence_threshold={confidence_threshold}: must be between 0 and 1")
     if block_size is not None and _integer("block_size", block_size) < 2:
         raise ValueError(f"block_size={block_size}: must be at least 2 (one bonus and one draft)")
     if schedule == "ar":
@@ -108,7 +113,7 @@ def check_draft_fits(config: TargetConfig, draft: Draft) -> None:
 
 
 def _budgets(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
-    if hasattr(max_new_tokens, "__len__"):
+    if isinstance(max_new_tokens, Sequence | np.ndarray):
         budgets = [_integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(max_new_tokens)]
         if len(budgets) != num_rows:
             raise ValueError(

@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.cache import Cache, init_cache
@@ -35,8 +36,8 @@ class DecodeState:
 
     Attributes:
         cache: keys and values of committed tokens.
-        length: [B] int32, tokens of the row in the cache.
         block: the candidates of the next step.
+        length: [B] int32, tokens of the row in the cache.
         tokens: [B, O] int32, emitted tokens.
         num_emitted: [B] int32, how many of them there are.
         budget: [B] int32, how many there may be.
@@ -49,8 +50,8 @@ class DecodeState:
     """
 
     cache: Cache
-    length: jax.Array = array_field("batch")
     block: CandidateBlock
+    length: jax.Array = array_field("batch")
     tokens: jax.Array = array_field("batch", "output")
     num_emitted: jax.Array = array_field("batch")
     budget: jax.Array = array_field("batch")
@@ -76,7 +77,7 @@ def init_state(
     budget: jax.Array,
     stop_token_ids: jax.Array,
     confidence_threshold: jax.Array,
-    dtype,
+    dtype: DTypeLike,
 ) -> DecodeState:
     """A batch before prefill. A row with budget 0 is finished from the start.
 

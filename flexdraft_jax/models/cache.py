@@ -10,6 +10,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.parallel.axes import array_field
@@ -46,7 +47,7 @@ class Cache:
         return KeysValues(self.keys[index], self.values[index])
 
 
-def init_cache(config: TargetConfig, batch_size: int, num_slots: int, dtype) -> Cache:
+def init_cache(config: TargetConfig, batch_size: int, num_slots: int, dtype: DTypeLike) -> Cache:
     """An empty cache of `num_slots` slots a row."""
     shape = (batch_size, config.num_kv_heads, num_slots, config.head_dim)
     # Distinct buffers: a donated pytree may not name one buffer twice.

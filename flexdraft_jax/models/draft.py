@@ -6,9 +6,10 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.models.layers import Attention, Linear, rope_tables
+from flexdraft_jax.models.layers import Attention, Linear, rope_tables, weight
 from flexdraft_jax.models.target import Params, Target
 
 
@@ -20,7 +21,7 @@ class Calibration(nn.Module):
 
     vocab_size: int
     rank: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, bonus: jax.Array, hidden: jax.Array) -> jax.Array:
@@ -48,13 +49,15 @@ class DraftModel(nn.Module):
 
     config: TargetConfig
     draft_config: DraftConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Declares the parameters."""
         c, d = self.config, self.draft_config
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
-        self.mask_embedding = self.param("mask_embedding", init, (c.hidden_size,), self.dtype)
+        init = nn.initializers.normal(0.02)
+        self.mask_embedding = weight(
+            self, "mask_embedding", (c.hidden_size,), ("embed",), init, self.dtype
+        )
         self.layers = [Attention(c, self.dtype) for _ in range(d.num_draft_layers)]
         self.calibration = Calibration(c.vocab_size, d.calibration_rank, self.dtype)
 
@@ -81,7 +84,9 @@ class Draft:
     params: Params
 
 
-def draft_shapes(config: TargetConfig, draft_config: DraftConfig, dtype=jnp.float32) -> Params:
+def draft_shapes(
+    config: TargetConfig, draft_config: DraftConfig, dtype: DTypeLike = jnp.float32
+) -> Params:
     """The parameter tree with a `jax.ShapeDtypeStruct` at every leaf; computes nothing."""
     init = functools.partial(_boxed_params, config, draft_config, dtype)
     return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))
@@ -156,5 +161,7 @@ def check_num_draft_layers(draft_config: DraftConfig, config: TargetConfig) -> N
         )
 
 
-def _boxed_params(config: TargetConfig, draft_config: DraftConfig, dtype, rng: jax.Array) -> Params:
+def _boxed_params(
+    config: TargetConfig, draft_config: DraftConfig, dtype: DTypeLike, rng: jax.Array
+) -> Params:
     return DraftModel(config, draft_config, dtype).init(rng)["params"]

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models import masks
 from flexdraft_jax.models.cache import Cache, KeysValues
 from flexdraft_jax.models.draft import Draft, DraftModel
 from flexdraft_jax.models.layers import Part, attend, rope_tables
-from flexdraft_jax.models.target import Params, Target, TargetModel
+from flexdraft_jax.models.target import DecoderLayer, Params, Target, TargetModel
 
 
 class CleanPass(NamedTuple):
@@ -54,7 +55,7 @@ class FlexDraft(nn.Module):
 
     config: TargetConfig
     draft_config: DraftConfig | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Declares the parameters."""
@@ -201,6 +202,7 @@ class FlexDraft(nn.Module):
         positions: jax.Array,
         segment_ids: jax.Array,
         anchors: jax.Array,
+        block_size: int,
     ) -> jax.Array:
         """Training: one mask group behind each anchor, through the draft layers.
 
@@ -209,12 +211,12 @@ class FlexDraft(nn.Module):
             positions: [B, T], counted from the start of each document.
             segment_ids: [B, T], which document a token belongs to.
             anchors: [B, A] indices into T; anchor i's group lies at its position + 1 + (0..n-1).
+            block_size: n.
 
         Returns:
             [B, A, n, E] final-normed. Slot j predicts the token at anchor + 1 + j.
         """
         batch, num_anchors = anchors.shape
-        block_size = self.draft_config.block_size
         start = jnp.take_along_axis(positions, anchors, axis=1) + 1  # [B, A]
         group_positions = (start[:, :, None] + jnp.arange(block_size)).reshape(batch, -1)
         rope = rope_tables(self.config, group_positions)
@@ -248,7 +250,7 @@ class FlexDraft(nn.Module):
         width = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
         return self.target.logits(hidden) + self.draft.calibration(width, hidden)
 
-    def _draft_layers(self):
+    def _draft_layers(self) -> list[tuple[int, DecoderLayer]]:
         """(index, layer) of the target's last D layers."""
         return list(enumerate(self.target.layers))[self.split :]
 

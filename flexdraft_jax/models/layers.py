@@ -1,13 +1,14 @@
 """The parts of a decoder layer: projections, norms, rotary embeddings, attention, MLP."""
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.cache import KeysValues
@@ -16,9 +17,24 @@ from flexdraft_jax.models.cache import KeysValues
 _MASKED = -1e30
 
 
-def precision(dtype) -> jax.lax.Precision | None:
+def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     """Full precision for float32: TPUs and GPUs would multiply it in bf16 or TF32 otherwise."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def weight(
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    init: Callable[..., jax.Array],
+    dtype: DTypeLike,
+) -> jax.Array:
+    """Declares a parameter: its shape, logical axes and initialiser on one line of the caller."""
+    # Flax boxes it only while it is initialised; everywhere else it is the array.
+    return cast(
+        jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
+    )
 
 
 class Linear(nn.Module):
@@ -27,17 +43,20 @@ class Linear(nn.Module):
     features: int
     axes: tuple[str, str]
     use_bias: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., in] -> [..., out]."""
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), self.dtype)
+        shape = (x.shape[-1], self.features)
+        kernel = weight(
+            self, "kernel", shape, self.axes, nn.initializers.lecun_normal(), self.dtype
+        )
         y = jnp.matmul(x, kernel, precision=precision(x.dtype))
         if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            y = y + self.param("bias", init, (self.features,), self.dtype)
+            y = y + weight(
+                self, "bias", shape[1:], self.axes[1:], nn.initializers.zeros, self.dtype
+            )
         return y
 
 
@@ -46,13 +65,12 @@ class RMSNorm(nn.Module):
 
     eps: float
     axis: str = "embed"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., E] -> [..., E]."""
-        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        scale = self.param("scale", init, (x.shape[-1],), self.dtype)
+        scale = weight(self, "scale", x.shape[-1:], (self.axis,), nn.initializers.ones, self.dtype)
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return scale * wide.astype(x.dtype)
@@ -101,7 +119,7 @@ class Attention(nn.Module):
     """The four projections and the q/k norms. Targets and drafts have one of these each."""
 
     config: TargetConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Declares the parameters."""
@@ -138,7 +156,7 @@ class MLP(nn.Module):
     """Gated MLP: `down(silu(gate(x)) * up(x))`."""
 
     config: TargetConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -186,8 +204,8 @@ def attend(queries: jax.Array, parts: Sequence[Part]) -> jax.Array:
     sums = [_unnormalised(q, part) for part in parts]
     top = functools.reduce(jnp.maximum, (partial.top for partial in sums))
     scales = [jnp.exp(partial.top - top) for partial in sums]
-    total = sum(s * partial.total for s, partial in zip(scales, sums, strict=True))
-    values = sum(s * partial.values for s, partial in zip(scales, sums, strict=True))
+    total = functools.reduce(jnp.add, map(jnp.multiply, scales, (s.total for s in sums)))
+    values = functools.reduce(jnp.add, map(jnp.multiply, scales, (s.values for s in sums)))
     out = (values / total).astype(queries.dtype)  # [B, K, R, T, H]
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
 

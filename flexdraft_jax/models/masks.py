@@ -9,9 +9,13 @@ One decoding step has three kinds of keys, and each has its mask:
 In a sliding-window layer a query at position p sees no key at a position <= p - window.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_Array = TypeVar("_Array", jax.Array, np.ndarray)
 
 
 def prefix_mask(
@@ -129,6 +133,6 @@ def anchor_mask(
     return mask.reshape(mask.shape[0], -1, mask.shape[-1])
 
 
-def _within(distance, window: int | None):
+def _within(distance: _Array, window: int | None) -> _Array:
     """Query position minus key position, held against the window."""
     return distance < window if window is not None else distance == distance

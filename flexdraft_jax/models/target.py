@@ -8,6 +8,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models import masks
@@ -22,6 +24,7 @@ from flexdraft_jax.models.layers import (
     attend,
     precision,
     rope_tables,
+    weight,
 )
 
 Params = dict[str, Any]
@@ -32,7 +35,7 @@ class DecoderLayer(nn.Module):
 
     config: TargetConfig
     window: int | None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Declares the parameters."""
@@ -43,7 +46,7 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(self.config, self.dtype)
 
     def __call__(
-        self, x: jax.Array, rope: Rope, mask: jax.Array, prefix: Sequence[Part] = ()
+        self, x: jax.Array, rope: Rope, mask: jax.Array | np.ndarray, prefix: Sequence[Part] = ()
     ) -> tuple[jax.Array, KeysValues]:
         """Clean tokens attend to `prefix` and, under `mask`, to each other.
 
@@ -69,7 +72,7 @@ class TargetModel(nn.Module):
     """The whole target. Parameters may be float32 or bfloat16; logits are float32."""
 
     config: TargetConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Declares the parameters."""
@@ -118,14 +121,13 @@ class Embedding(nn.Module):
 
     vocab_size: int
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Declares the table [V, E]."""
         init = nn.initializers.normal(self.features**-0.5)
-        init = nn.with_logical_partitioning(init, ("vocab", "embed"))
         shape = (self.vocab_size, self.features)
-        self.embedding = self.param("embedding", init, shape, self.dtype)
+        self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), init, self.dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens: [...] -> [..., E]."""
@@ -161,7 +163,7 @@ class Target:
         return self.config.eos_token_ids
 
 
-def target_shapes(config: TargetConfig, dtype=jnp.float32) -> Params:
+def target_shapes(config: TargetConfig, dtype: DTypeLike = jnp.float32) -> Params:
     """The parameter tree with a `jax.ShapeDtypeStruct` at every leaf; computes nothing."""
     return nn.meta.unbox(_boxed_shapes(config, dtype))
 
@@ -171,7 +173,7 @@ def target_logical_axes(config: TargetConfig) -> Params:
     return nn.get_partition_spec(_boxed_shapes(config, jnp.float32))
 
 
-def init_target(config: TargetConfig, rng: jax.Array, dtype=jnp.float32) -> Target:
+def init_target(config: TargetConfig, rng: jax.Array, dtype: DTypeLike = jnp.float32) -> Target:
     """A target with random weights.
 
     Args:
@@ -184,7 +186,7 @@ def init_target(config: TargetConfig, rng: jax.Array, dtype=jnp.float32) -> Targ
     return Target(config, nn.meta.unbox(params))
 
 
-def _boxed_shapes(config: TargetConfig, dtype) -> Params:
+def _boxed_shapes(config: TargetConfig, dtype: DTypeLike) -> Params:
     model = TargetModel(config, dtype)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]

@@ -27,7 +27,7 @@ LOGICAL_AXES = {
 }
 
 
-def array_field(*axes: str, **kwargs: Any) -> Any:
+def array_field(*axes: str) -> Any:
     """A field of a `flax.struct` dataclass that holds an array (or a tuple of arrays) with `axes`.
 
     Raises:
@@ -36,7 +36,7 @@ def array_field(*axes: str, **kwargs: Any) -> Any:
     unknown = [axis for axis in axes if axis not in LOGICAL_AXES]
     if unknown:
         raise ValueError(f"axes={unknown}: not in LOGICAL_AXES {sorted(LOGICAL_AXES)}")
-    return flax.struct.field(metadata={"axes": axes}, **kwargs)
+    return flax.struct.field(metadata={"axes": axes})
 
 
 def logical_axes(struct: Any) -> Any:

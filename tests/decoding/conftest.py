@@ -9,6 +9,7 @@ import pytest
 
 import flexdraft_jax as fd
 from flexdraft_jax.decoding.generate import Decoding, Sizes, start
+from flexdraft_jax.decoding.requests import check_requests
 
 # A sliding window in the middle layer, more heads than width, and D = 2 of 3 layers drafting.
 CONFIG = fd.TargetConfig(
@@ -80,19 +81,8 @@ def begin(target: fd.Target) -> Callable[..., Decoding]:
     """`start` with this module's sizes: prefilled, no step done."""
 
     def begin(draft, prompts, max_new_tokens, schedule, threshold=0.3, stops=None, **kwargs):
-        settings = {"block_size": None, "pruning_strategy": "cumulative_product"} | kwargs
-        return start(
-            target,
-            draft,
-            prompts,
-            max_new_tokens,
-            schedule,
-            settings["block_size"],
-            threshold,
-            settings["pruning_strategy"],
-            stops,
-            settings.get("sizes", SIZES),
-        )
+        requests = check_requests(target.config, prompts, max_new_tokens, threshold, stops)
+        return start(target, draft, requests, schedule, **{"sizes": SIZES, **kwargs})
 
     return begin
 

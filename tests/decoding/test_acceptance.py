@@ -59,9 +59,9 @@ def test_slot_confidence_survives_large_logits():
 
 @given(st.integers(2, 64))
 def test_verify_buckets_end_at_all_drafts(block_size):
-    buckets = verify_buckets(block_size, 0.01)
+    buckets = verify_buckets(block_size, False)
     assert buckets[-1] == block_size - 1 and list(buckets) == sorted(set(buckets))
-    assert verify_buckets(block_size, 0.0) == (block_size - 1,)
+    assert verify_buckets(block_size, True) == (block_size - 1,)
 
 
 @given(st.integers(1, 10_000))

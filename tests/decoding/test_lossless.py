@@ -84,7 +84,9 @@ def test_stop_at_every_place(decode, draft, prompts, plain, schedule):
 def test_stop_token_on_the_last_token_of_the_budget(decode, draft, prompts, plain):
     place = next(i for i, t in enumerate(plain[4]) if i > 2 and t not in plain[4][:i])
     stop = plain[4][place]
-    at, before = (decode(draft, prompts, [k] * 8, "parallel", stops=[stop]) for k in (place + 1, place))
+    at, before = (
+        decode(draft, prompts, [k] * 8, "parallel", stops=[stop]) for k in (place + 1, place)
+    )
     assert at.finish_reasons[4] == "stop" and at.tokens[4] == plain[4][: place + 1]
     assert before.finish_reasons[4] == "length" and before.tokens[4] == plain[4][:place]
 

@@ -67,7 +67,7 @@ def test_type_errors(target, draft, arguments, message):
 def test_numpy_integers_are_integers(target, draft):
     from flexdraft_jax.decoding.requests import check_requests
 
-    (request,) = check_requests(target.config, [np.array([1, 2])], np.int64(3), np.array([4]))
+    (request,) = check_requests(target.config, [np.array([1, 2])], np.int64(3), 0, np.array([4]))
     assert request.prompt == (1, 2) and request.budget == 3 and request.stop_token_ids == (4,)
     assert all(type(token) is int for token in request.prompt)
 
@@ -85,7 +85,9 @@ def test_a_draft_for_another_target(target, draft):
     )
     with pytest.raises(ValueError, match=r"another target.*mask_embedding is \(24,\).*\(32,\)"):
         fd.generate(target, foreign, [[1]])
-    deeper = dataclasses.replace(draft, config=dataclasses.replace(draft.config, num_draft_layers=4))
+    deeper = dataclasses.replace(
+        draft, config=dataclasses.replace(draft.config, num_draft_layers=4)
+    )
     with pytest.raises(ValueError, match=r"num_draft_layers=4.*num_layers=3"):
         fd.generate(target, deeper, [[1]])
 
