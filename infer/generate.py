@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     with bad_input_exits():
         if FLAGS.compare and FLAGS.schedule == "ar":
             raise ValueError("--compare needs another schedule than ar, which is plain decoding")
-        text = sys.stdin.read() if FLAGS.prompt is None else FLAGS.prompt
+        text = _read_prompt() if FLAGS.prompt is None else FLAGS.prompt
         models = load_models(FLAGS.target, FLAGS.draft, dtype=FLAGS.dtype)
         prompt = encode_prompt(models, text, raw=FLAGS.raw)
         highlighter = Highlighter(make_console(), enabled=FLAGS.highlight)
@@ -72,6 +72,13 @@ def main(argv: Sequence[str]) -> None:
         highlighter.close()
         report.print(answer.describe(), markup=False)
         report.print(compare_with_plain(models, prompt, settings).to_rich())
+
+
+def _read_prompt() -> str:
+    """Standard input, without the line break that ends it."""
+    if sys.stdin.isatty():
+        print("Type a prompt; Ctrl-D ends it.", file=sys.stderr)
+    return sys.stdin.read().removesuffix("\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from flexdraft_jax.evaluation.measure import decode_text
 
 # What decoders write for bytes that are no character (yet).
 _REPLACEMENT = "\ufffd"
-# A character has at most four bytes; tokens that make none by then never will.
+# A character has at most four bytes, and a token at least one.
 _MAX_PENDING_TOKENS = 4
 
 
@@ -55,9 +55,14 @@ class IncrementalText:
         before = self._decode(self._start, self._given)
         text = self._decode(self._start, len(self._tokens))
         pending = len(self._tokens) - self._given
-        if text.endswith(_REPLACEMENT) and pending < _MAX_PENDING_TOKENS:
-            return ""
-        self._start, self._given = self._given, len(self._tokens)
+        end = len(self._tokens)
+        if text.endswith(_REPLACEMENT):
+            if pending < _MAX_PENDING_TOKENS:
+                return ""
+            # The first of them will never be a character; the others still may.
+            end = self._given + 1
+            text = self._decode(self._start, end)
+        self._start, self._given = self._given, end
         return text[len(before) :]
 
     def _decode(self, start: int, end: int) -> str:

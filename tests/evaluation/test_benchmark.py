@@ -1,0 +1,98 @@
+"""The whole benchmark on a tiny model: every number has its place."""
+
+import json
+
+import pytest
+
+import flexdraft_jax as fd
+from flexdraft_jax.evaluation import benchmark
+from flexdraft_jax.evaluation.benchmark import (
+    BenchmarkSettings,
+    benchmark_models,
+    benchmark_random,
+    describe_size,
+)
+from flexdraft_jax.evaluation.loading import Models
+from flexdraft_jax.evaluation.peers import HuggingFace, has_torch
+
+SETTINGS = BenchmarkSettings(
+    schedules=("sequential",),
+    batch_sizes=(2,),
+    block_sizes=(4,),
+    num_prompts=2,
+    max_new_tokens=24,
+    num_slots=32,
+    num_steps=4,
+    repeats=1,
+)
+
+
+def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
+    lines: list[str] = []
+    report = benchmark_models(models, SETTINGS, lines.append)
+    assert [(r.domain, r.method) for r in report.decoding] == [
+        ("word_problems", "ar"),
+        ("word_problems", "sequential"),
+        ("code", "ar"),
+        ("code", "sequential"),
+    ]
+    assert all(row.num_equal == row.num_prompts == 2 for row in report.decoding)
+    assert [row.schedule for row in report.steps] == ["ar", "sequential"]
+    assert any("step costs" in line for line in lines)
+    # Strict JSON has no NaN.
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["model"].startswith("tiny, ")
+    assert [len(table.rows) for table in report.tables()] == [2, 4]
+    assert all(len(row) == len(t.columns) for t in report.tables() for row in t.rows)
+
+
+def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
+    monkeypatch.setitem(benchmark.RANDOM_TARGETS, "1m", models.target.config)
+    monkeypatch.setattr(benchmark, "_RANDOM_DRAFT_LAYERS", 1)
+    report = benchmark_random("1m", SETTINGS)
+    methods = [row.method for row in report.decoding]
+    assert methods[0] == "ar"
+    assert any(name.startswith("huggingface") for name in methods) == has_torch()
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+@pytest.mark.skipif(not has_torch(), reason="compares with PyTorch")
+def test_hugging_face_decodes_the_same_tokens(models, tmp_path) -> None:
+    fd.save_target(models.target, tmp_path)
+    prompts = [[1, 2, 3], [40, 50, 60]]
+    ours = fd.generate(models.target, None, prompts, max_new_tokens=12, schedule="ar")
+    peer = HuggingFace(tmp_path)
+    assert peer.generate(prompts, 12, num_threads=1) == ours.tokens
+    with pytest.raises(ValueError, match="must all be of one length"):
+        peer.generate([[1], [2, 3]], 12, num_threads=1)
+
+
+def test_unknown_random_targets_are_refused() -> None:
+    with pytest.raises(ValueError, match="random target '2t': must be one of 1m, 10m"):
+        benchmark_random("2t", SETTINGS)
+
+
+def test_a_draft_is_needed(models) -> None:
+    with pytest.raises(ValueError, match="draft=None"):
+        benchmark_models(Models(models.target, None, models.tokenizer, "tiny"), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("repeats", 0, "repeats=0: must be at least 1"),
+        ("batch_sizes", (), "batch_sizes is empty"),
+        ("batch_sizes", (3,), "batch_sizes: 3 must be at least 1 and divide num_prompts=8"),
+        ("block_sizes", (1,), r"block_sizes=\(1,\): must be at least 2 each"),
+        ("schedules", ("ar",), "schedules: 'ar' must be parallel or sequential"),
+    ],
+)
+def test_settings_out_of_range_are_refused(field: str, value, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BenchmarkSettings(**{field: value})
+
+
+@pytest.mark.parametrize(("name", "millions"), [("1m", 1), ("10m", 10)])
+def test_random_targets_are_as_large_as_their_name(name: str, millions: int) -> None:
+    shapes = fd.models.target.target_shapes(benchmark.RANDOM_TARGETS[name])
+    text = describe_size(fd.Target(benchmark.RANDOM_TARGETS[name], shapes), None)
+    assert float(text.split()[0]) == pytest.approx(millions, rel=0.15)

@@ -1,0 +1,70 @@
+"""Whole calls, timed in turn and compared token for token."""
+
+import pytest
+
+from flexdraft_jax.evaluation.decode_speed import (
+    Method,
+    measure_decoding,
+    same_bucket,
+    schedule_method,
+)
+
+
+def fake(name: str, answers: dict[int, list[int]], steps: list[int] | None = None) -> Method:
+    """Answers a prompt by its first token, and reports the same steps for each."""
+
+    def decode(prompts):
+        return [answers[p[0]] for p in prompts], [] if steps is None else [steps for _ in prompts]
+
+    return Method(name, 1, decode)
+
+
+def test_tokens_and_tau_and_equality_are_counted() -> None:
+    plain = fake("ar", {1: [5, 6], 2: [7, 8]}, steps=[1])
+    other = fake("parallel", {1: [5, 6], 2: [7, 9]}, steps=[1, 3])
+    peer = fake("peer", {1: [5, 6], 2: [7, 8]})
+    rows = measure_decoding(
+        [plain, other, peer], [[1], [2]], domain="code", batch_size=1, repeats=2
+    )
+    assert [row.method for row in rows] == ["ar", "parallel", "peer"]
+    assert [row.tau for row in rows] == [1.0, 2.0, None]
+    assert [row.num_equal for row in rows] == [2, 1, 2]
+    assert rows[0].speedup.low == rows[0].speedup.high == 1.0
+    assert all(row.tokens_per_second.low > 0 for row in rows)
+
+
+def test_speed_is_tokens_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading the clock takes half a second here, so a call takes half a second.
+    ticks = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks) / 2)
+    (row,) = measure_decoding(
+        [fake("ar", {1: [5, 6, 7]}, steps=[1])], [[1]], domain="code", batch_size=1, repeats=1
+    )
+    assert row.tokens_per_second.median == 6.0
+
+
+def test_prompts_fill_whole_batches() -> None:
+    with pytest.raises(ValueError, match="3 prompts: must be a multiple of batch_size=2"):
+        measure_decoding([], [[1]] * 3, domain="code", batch_size=2)
+
+
+def test_same_bucket_takes_the_one_that_most_prompts_of_every_domain_are_in() -> None:
+    short, long = [0] * 60, [0] * 120
+    rows = same_bucket({"a": [short, long, long], "b": [long, short, long]}, 20, 4)
+    assert rows == {"a": [1, 2], "b": [0, 2]}
+
+
+def test_same_bucket_looks_at_the_whole_row_with_its_block() -> None:
+    # 31 + 60 tokens and a block of 4 fit into 96 slots; 32 + 60 and a block of 5 do not.
+    rows = same_bucket({"a": [[0] * 30, [0] * 31, [0] * 32]}, 60, 5)
+    assert rows == {"a": [0, 1]}
+
+
+def test_block_size_is_the_drafts_own_unless_another_is_asked_for(models) -> None:
+    def size(schedule: str, **options) -> int:
+        method = schedule_method(models.target, models.draft, schedule, max_new_tokens=1, **options)
+        return method.block_size
+
+    assert size("ar") == 1
+    assert size("parallel") == 4
+    assert size("sequential", block_size=3) == 3

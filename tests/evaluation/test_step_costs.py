@@ -1,0 +1,50 @@
+"""The cost of a step, from many steps in one call."""
+
+import pytest
+
+from flexdraft_jax.evaluation.step_costs import StepTimer, StepVariant, measure_steps
+
+
+def test_seconds_are_divided_by_the_steps_made(models, monkeypatch) -> None:
+    timer = StepTimer(models.target, models.draft, StepVariant("ar", 1), 2, 32, num_steps=5)
+    ticks = iter([10.0, 13.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    assert timer() == 3.0 / 5
+
+
+def test_a_full_cache_ends_the_call_and_not_the_measurement(models, monkeypatch) -> None:
+    timer = StepTimer(models.target, models.draft, StepVariant("ar", 1), 1, 32, num_steps=1000)
+    ticks = iter([0.0, 31.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    # 32 slots: the prompt's one token is in the first, and its answer is given before the steps.
+    assert timer() == pytest.approx(31.0 / 30)
+
+
+def test_rows_are_relative_to_the_plain_step_of_their_batch_size(models) -> None:
+    rows = measure_steps(
+        models.target,
+        models.draft,
+        [StepVariant("sequential", 4)],
+        batch_sizes=(2,),
+        num_slots=32,
+        num_steps=4,
+        repeats=2,
+    )
+    assert [(r.batch_size, r.schedule, r.block_size) for r in rows] == [
+        (2, "ar", 1),
+        (2, "sequential", 4),
+    ]
+    assert rows[0].ratio.low == rows[0].ratio.high == 1.0
+    assert rows[1].milliseconds.low > 0
+
+
+def test_every_draft_is_verified(models) -> None:
+    timer = StepTimer(models.target, models.draft, StepVariant("sequential", 4), 2, 32, num_steps=4)
+    timer._decoding.advance(4)
+    for row in timer._decoding.output().verify_lengths:
+        assert set(row) == {3}
+
+
+def test_the_cache_needs_room(models) -> None:
+    with pytest.raises(ValueError, match="num_slots=7: must be at least 2 \\* block_size=8"):
+        StepTimer(models.target, models.draft, StepVariant("parallel", 4), 1, 7, num_steps=1)

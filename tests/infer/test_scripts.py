@@ -1,0 +1,119 @@
+"""The scripts that a person runs, on a tiny model."""
+
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flexdraft_jax as fd
+from flexdraft_jax.data.chat import build_byte_tokenizer, encode_turn
+
+ROOT = Path(__file__).parents[2]
+BUDGET = "--max_new_tokens=24"
+
+
+def expected_text(directory: Path, prompt: list[int]) -> str:
+    target = fd.load_target(directory / "target")
+    out = fd.generate(
+        target, None, [prompt], max_new_tokens=24, schedule="ar", stop_token_ids=(258,)
+    )
+    text = build_byte_tokenizer().decode(out.tokens[0], skip_special_tokens=True)
+    assert len(set(text)) > 3  # or the test could not tell much
+    # Control characters are shown as symbols; bytes that make no character yet are not shown.
+    return text.translate({i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"}).rstrip("�")
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_generate_writes_the_text_and_nothing_else_to_stdout(
+    raw: bool, run_script, directory, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    run_script("generate", BUDGET, f"--raw={raw}")
+    tokenizer = build_byte_tokenizer()
+    prompt = tokenizer.encode("hello") if raw else encode_turn(tokenizer, "hello", None).tokens
+    captured = capsys.readouterr()
+    assert captured.out.rstrip("\n").rstrip("�") == expected_text(directory, prompt)
+    assert "tau" in captured.err and "tokens/s" in captured.err
+
+
+def test_generate_compares_with_plain_decoding(run_script, capsys) -> None:
+    run_script("generate", "--prompt=hello", BUDGET, "--compare", "--schedule=parallel")
+    report = capsys.readouterr().err
+    assert "Equal to plain decoding, token for token: yes" in report
+    assert "parallel" in report and "speed-up" in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt="], "prompt must not be empty"),
+        (["--prompt=a", "--compare", "--schedule=ar"], "--compare needs another schedule"),
+        (["--prompt=a", "--block_size=1"], "block_size=1: must be at least 2"),
+        (["--prompt=a", "--max_new_tokens=5000"], "max_position_embeddings=1024"),
+    ],
+)
+def test_generate_refuses_bad_input_with_one_line(run_script, arguments, message) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run_script("generate", *arguments)
+
+
+def test_benchmark_writes_json_and_markdown(run_script, tmp_path, capsys) -> None:
+    run_script(
+        "benchmark",
+        BUDGET,
+        "--schedules=sequential",
+        "--batch_sizes=2",
+        "--block_sizes=4",
+        "--num_prompts=2",
+        "--num_slots=32",
+        "--num_steps=4",
+        "--repeats=1",
+        f"--json={tmp_path / 'bench.json'}",
+        f"--markdown={tmp_path / 'bench.md'}",
+    )
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert {row["method"] for row in report["decoding"]} == {"ar", "sequential"}
+    assert (tmp_path / "bench.md").read_text().count("| --- |") == 2
+    assert "speed-up" in capsys.readouterr().out
+
+
+def test_measure_tau_writes_a_report_per_domain(run_script, tmp_path, capsys) -> None:
+    path = tmp_path / "tau.json"
+    run_script("measure_tau", BUDGET, "--num_prompts=2", f"--json={path}")
+    assert [report["domain"] for report in json.loads(path.read_text())] == [
+        "word_problems",
+        "code",
+    ]
+    assert "2 of 2" in capsys.readouterr().out
+
+
+def test_demo_ends_with_a_verdict(run_script, capsys) -> None:
+    run_script("demo", BUDGET, "--num_prompts=2", "--num_timed=1", "--repeats=1")
+    assert "Lossless: all 4 answers equal plain decoding" in capsys.readouterr().out
+
+
+def test_a_script_runs_on_its_own(directory) -> None:
+    """As a program: flags, output and exit status."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "infer" / "generate.py", "--target", directory / "target"]
+        + ["--schedule=ar", "--prompt=hello", BUDGET],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    prompt = encode_turn(build_byte_tokenizer(), "hello", None).tokens
+    assert done.stdout.rstrip("\n").rstrip("�") == expected_text(directory, prompt)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("infer/*.py")) + sorted(ROOT.glob("train/*.py")), ids=lambda p: p.stem
+)
+def test_scripts_hide_no_module(path: Path) -> None:
+    """A script's folder comes first on the path when it runs."""
+    assert path.stem not in sys.stdlib_module_names
+    assert importlib.util.find_spec(path.stem) is None
