@@ -23,42 +23,56 @@ from flexdraft_jax.evaluation.benchmark import (
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 
-FLAGS = flags.FLAGS
 _DEFAULT = BenchmarkSettings()
 
-flags.DEFINE_string("target", None, "Hugging Face directory; the embedded default if left out.")
-flags.DEFINE_string("draft", None, "Directory of the target's draft.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
-flags.DEFINE_enum(
+_TARGET = flags.DEFINE_string(
+    "target", None, "Hugging Face directory; the embedded default if left out."
+)
+_DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
+_RANDOM_TARGET = flags.DEFINE_enum(
     "random_target",
     None,
     list(RANDOM_TARGETS),
     "Measure a target of this size with random weights.",
 )
-flags.DEFINE_list("schedules", list(_DEFAULT.schedules), "Beside ar, which is always measured.")
-flags.DEFINE_list("batch_sizes", [str(b) for b in _DEFAULT.batch_sizes], "Rows decoded together.")
-flags.DEFINE_list(
+_SCHEDULES = flags.DEFINE_list(
+    "schedules", list(_DEFAULT.schedules), "Beside ar, which is always measured."
+)
+_BATCH_SIZES = flags.DEFINE_list(
+    "batch_sizes", [str(b) for b in _DEFAULT.batch_sizes], "Rows decoded together."
+)
+_BLOCK_SIZES = flags.DEFINE_list(
     "block_sizes",
     [str(n) for n in _DEFAULT.block_sizes],
     "Block sizes to measure the cost of a step at; decoding takes the first.",
 )
-flags.DEFINE_float(
+_CONFIDENCE_THRESHOLD = flags.DEFINE_float(
     "confidence_threshold",
     _DEFAULT.confidence_threshold,
     "Drafts less sure than this are not verified; 0 verifies all.",
 )
-flags.DEFINE_integer("num_prompts", _DEFAULT.num_prompts, "Held-out prompts per domain.")
-flags.DEFINE_integer("max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens.")
-flags.DEFINE_integer("num_slots", _DEFAULT.num_slots, "Cache slots, for the cost of a step.")
-flags.DEFINE_integer("num_steps", _DEFAULT.num_steps, "Steps in one call, for their cost.")
-flags.DEFINE_integer("repeats", _DEFAULT.repeats, "Of every measurement, interleaved.")
-flags.DEFINE_string("json", None, "Write everything measured to this file.")
-flags.DEFINE_string("markdown", None, "Write the tables to this file.")
+_NUM_PROMPTS = flags.DEFINE_integer(
+    "num_prompts", _DEFAULT.num_prompts, "Held-out prompts per domain."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."
+)
+_NUM_SLOTS = flags.DEFINE_integer(
+    "num_slots", _DEFAULT.num_slots, "Cache slots, for the cost of a step."
+)
+_NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", _DEFAULT.num_steps, "Steps in one call, for their cost."
+)
+_REPEATS = flags.DEFINE_integer("repeats", _DEFAULT.repeats, "Of every measurement, interleaved.")
+_JSON = flags.DEFINE_string("json", None, "Write everything measured to this file.")
+_MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the benchmark."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
     console = make_console()
 
     def progress(line: str) -> None:
@@ -66,28 +80,28 @@ def main(argv: Sequence[str]) -> None:
 
     with bad_input_exits():
         settings = BenchmarkSettings(
-            schedules=tuple(FLAGS.schedules),
-            batch_sizes=tuple(map(int, FLAGS.batch_sizes)),
-            block_sizes=tuple(map(int, FLAGS.block_sizes)),
-            confidence_threshold=FLAGS.confidence_threshold,
-            num_prompts=FLAGS.num_prompts,
-            max_new_tokens=FLAGS.max_new_tokens,
-            num_slots=FLAGS.num_slots,
-            num_steps=FLAGS.num_steps,
-            repeats=FLAGS.repeats,
+            schedules=tuple(_SCHEDULES.value),
+            batch_sizes=tuple(map(int, _BATCH_SIZES.value)),
+            block_sizes=tuple(map(int, _BLOCK_SIZES.value)),
+            confidence_threshold=_CONFIDENCE_THRESHOLD.value,
+            num_prompts=_NUM_PROMPTS.value,
+            max_new_tokens=_MAX_NEW_TOKENS.value,
+            num_slots=_NUM_SLOTS.value,
+            num_steps=_NUM_STEPS.value,
+            repeats=_REPEATS.value,
         )
-        if FLAGS.random_target:
-            report = benchmark_random(FLAGS.random_target, settings, progress)
+        if _RANDOM_TARGET.value:
+            report = benchmark_random(_RANDOM_TARGET.value, settings, progress)
         else:
-            models = load_models(FLAGS.target, FLAGS.draft, dtype=FLAGS.dtype)
+            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
             report = benchmark_models(models, settings, progress)
     for table in report.tables():
         console.print(table.to_rich())
-    if FLAGS.json:
-        pathlib.Path(FLAGS.json).write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    if FLAGS.markdown:
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    if _MARKDOWN.value:
         text = "\n".join(table.to_markdown() for table in report.tables())
-        pathlib.Path(FLAGS.markdown).write_text(text)
+        pathlib.Path(_MARKDOWN.value).write_text(text)
 
 
 if __name__ == "__main__":

@@ -21,50 +21,56 @@ from flexdraft_jax.evaluation.generation import (
 from flexdraft_jax.evaluation.highlight import Highlighter, make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 
-FLAGS = flags.FLAGS
 _DEFAULT = GenerationSettings()
 
-flags.DEFINE_string("target", None, "Hugging Face directory; the embedded default if left out.")
-flags.DEFINE_string("draft", None, "Directory of the target's draft.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
-flags.DEFINE_string("prompt", None, "The prompt; read from standard input if left out.")
-flags.DEFINE_bool("raw", False, "Take the prompt as it is, without the chat template.")
-flags.DEFINE_integer("max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens.")
-flags.DEFINE_enum(
+_TARGET = flags.DEFINE_string(
+    "target", None, "Hugging Face directory; the embedded default if left out."
+)
+_DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
+_PROMPT = flags.DEFINE_string("prompt", None, "The prompt; read from standard input if left out.")
+_RAW = flags.DEFINE_bool("raw", False, "Take the prompt as it is, without the chat template.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."
+)
+_SCHEDULE = flags.DEFINE_enum(
     "schedule",
     _DEFAULT.schedule,
     ["ar", "parallel", "sequential"],
     "Only the speed depends on it: ar is plain decoding, sequential suits CPUs and batches, "
     "parallel suits accelerators at batch 1.",
 )
-flags.DEFINE_integer("block_size", None, "Tokens of a candidate block; the draft's own if None.")
-flags.DEFINE_float(
+_BLOCK_SIZE = flags.DEFINE_integer(
+    "block_size", None, "Tokens of a candidate block; the draft's own if None."
+)
+_CONFIDENCE_THRESHOLD = flags.DEFINE_float(
     "confidence_threshold",
     _DEFAULT.confidence_threshold,
     "Drafts less sure than this are not verified; 0 verifies all.",
 )
-flags.DEFINE_bool("compare", False, "Decode plainly too, and compare tokens and speed.")
-flags.DEFINE_bool("highlight", False, "Mark accepted drafts in the text.")
+_COMPARE = flags.DEFINE_bool("compare", False, "Decode plainly too, and compare tokens and speed.")
+_HIGHLIGHT = flags.DEFINE_bool("highlight", False, "Mark accepted drafts in the text.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Answers the prompt."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
     settings = GenerationSettings(
-        FLAGS.max_new_tokens, FLAGS.schedule, FLAGS.block_size, FLAGS.confidence_threshold
+        _MAX_NEW_TOKENS.value, _SCHEDULE.value, _BLOCK_SIZE.value, _CONFIDENCE_THRESHOLD.value
     )
     with bad_input_exits():
-        if FLAGS.compare and FLAGS.schedule == "ar":
+        if _COMPARE.value and _SCHEDULE.value == "ar":
             raise ValueError("--compare needs another schedule than ar, which is plain decoding")
-        text = _read_prompt() if FLAGS.prompt is None else FLAGS.prompt
-        models = load_models(FLAGS.target, FLAGS.draft, dtype=FLAGS.dtype)
-        prompt = encode_prompt(models, text, raw=FLAGS.raw)
-        highlighter = Highlighter(make_console(), enabled=FLAGS.highlight)
+        text = _read_prompt() if _PROMPT.value is None else _PROMPT.value
+        models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+        prompt = encode_prompt(models, text, raw=_RAW.value)
+        highlighter = Highlighter(make_console(), enabled=_HIGHLIGHT.value)
         answer = answer_live(models, prompt, settings, highlighter.write)
     highlighter.close()
     report = make_console(stderr=True)
     report.print(answer.describe(), markup=False)
-    if FLAGS.compare:
+    if _COMPARE.value:
         report.print("\nPlain decoding:")
         highlighter = Highlighter(report, enabled=False)
         plain = dataclasses.replace(settings, schedule="ar")

@@ -88,10 +88,12 @@ class Highlighter:
         self._console.print()
 
     def _print(self, text: str, style: str) -> None:
-        # Plain output: the terminal wraps, so that copied text has no breaks of ours.
-        self._console.print(
-            Text(text, style=style), end="", soft_wrap=True, markup=False, highlight=False
-        )
+        if style:
+            # The terminal wraps, so that copied text has no breaks of ours.
+            self._console.print(Text(text, style=style), end="", soft_wrap=True)
+        else:
+            # As it is: rich would turn tabs into spaces.
+            self._console.file.write(text)
         self._console.file.flush()
 
 

@@ -66,6 +66,12 @@ def test_disabled_writes_the_bare_text(options) -> None:
     assert written(terminal(**options), enabled=False) == "abcde\n"
 
 
+def test_unstyled_text_keeps_its_tabs() -> None:
+    console = Console(file=io.StringIO())
+    Highlighter(console).write(Piece("\tif a:\n\t\t", Origin.TARGET, 0))
+    assert console.file.getvalue() == "\tif a:\n\t\t"
+
+
 @pytest.mark.parametrize("no_color", [False, True])
 def test_legend_is_shown_as_the_text_is(no_color: bool) -> None:
     console = terminal(color_system="standard", no_color=no_color)
