@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from flexdraft_jax.training.rows import Rows
+
 
 @struct.dataclass
 class Groups:
@@ -26,15 +28,7 @@ class Groups:
     counted: jax.Array
 
 
-def sample_groups(
-    rng: jax.Array,
-    tokens: jax.Array,
-    segment_ids: jax.Array,
-    response_mask: jax.Array,
-    *,
-    num_anchors: int,
-    block_size: int,
-) -> Groups:
+def sample_groups(rng: jax.Array, rows: Rows, *, num_anchors: int, block_size: int) -> Groups:
     """Draws different anchors, all places being equally likely, and looks up their labels.
 
     A place is fit if the two tokens after it, the bonus and the first draft, belong to a response
@@ -42,49 +36,44 @@ def sample_groups(
 
     Args:
         rng: a `jax.random.key`.
-        tokens: [B, T] int32.
-        segment_ids: [B, T] int32, which document a token belongs to, 0 at padding.
-        response_mask: [B, T] bool, tokens that the assistant writes.
+        rows: [B, T] packed documents.
         num_anchors: A, at most T; a row with fewer fit places leaves the rest uncounted.
         block_size: n.
 
     Raises:
         ValueError: `num_anchors` is not in 1..T.
     """
-    length = tokens.shape[1]
+    length = rows.tokens.shape[1]
     if not 1 <= num_anchors <= length:
         raise ValueError(
             f"anchors={num_anchors}: must be between 1 and the length of a row, {length}"
         )
-    places = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    fit = _counted(places, segment_ids, response_mask, 2)[..., 1]  # [B, T]
-    scores = jnp.where(fit, jax.random.uniform(rng, tokens.shape), -1.0)
+    places = jnp.broadcast_to(jnp.arange(length), rows.tokens.shape)
+    fit = _counted(places, rows, 2)[..., 1]  # [B, T]
+    scores = jnp.where(fit, jax.random.uniform(rng, places.shape), -1.0)
     best, anchors = jax.lax.top_k(scores, num_anchors)  # [B, A]
     found = best >= 0
     anchors = jnp.where(found, anchors, 0)
-    counted = _counted(anchors, segment_ids, response_mask, block_size)
+    counted = _counted(anchors, rows, block_size)
     counted &= found[..., None] & (jnp.arange(block_size) > 0)
-    labels, _ = _after(tokens, anchors, block_size)
+    labels, _ = _after(rows.tokens, anchors, block_size)
     return Groups(anchors, labels, counted)
 
 
-def _counted(
-    anchors: jax.Array, segment_ids: jax.Array, response_mask: jax.Array, block_size: int
-) -> jax.Array:
+def _counted(anchors: jax.Array, rows: Rows, block_size: int) -> jax.Array:
     """Slots whose token, and every one before it in the group, continues the same response.
 
     Args:
         anchors: [B, A].
-        segment_ids: [B, T].
-        response_mask: [B, T].
+        rows: [B, T].
         block_size: n.
 
     Returns:
         [B, A, n] bool
     """
-    segments, inside = _after(segment_ids, anchors, block_size)
-    own = jnp.take_along_axis(segment_ids, anchors, axis=1)[..., None]  # [B, A, 1]
-    response, _ = _after(response_mask, anchors, block_size)
+    segments, inside = _after(rows.segment_ids, anchors, block_size)
+    own = jnp.take_along_axis(rows.segment_ids, anchors, axis=1)[..., None]  # [B, A, 1]
+    response, _ = _after(rows.response_mask, anchors, block_size)
     # Nothing is decoded behind the end of a response, so nothing is learnt there.
     return jnp.cumprod(inside & (segments == own) & response, axis=-1).astype(bool)
 

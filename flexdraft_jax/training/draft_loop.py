@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,12 @@ from flexdraft_jax.models.target import Target
 from flexdraft_jax.training.anchors import Groups, sample_groups
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import DraftEvalConfig, TrainDraftConfig
-from flexdraft_jax.training.loop import Batch, EvaluateFn, StepFn, fit
+from flexdraft_jax.training.loop import EvaluateFn, StepFn, fit
 from flexdraft_jax.training.objectives import draft_loss
 from flexdraft_jax.training.optimizer import Params, TrainState, make_optimizer
 from flexdraft_jax.training.progress import track
 from flexdraft_jax.training.rollouts import target_fingerprint, write_rollouts
+from flexdraft_jax.training.rows import Rows
 
 
 def train_draft(
@@ -99,28 +101,20 @@ def make_draft_step(
 
     @partial(jax.jit, donate_argnums=0)
     def step(
-        state: TrainState, target_params: Params, batch: Batch
+        state: TrainState, target_params: Params, rows: Rows
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         # Keyed by the step, so that a resumed run draws the anchors it would have drawn.
         groups = sample_groups(
             jax.random.fold_in(jax.random.key(config.seed), state.step),
-            batch["tokens"],
-            batch["segment_ids"],
-            batch["response_mask"],
+            rows,
             num_anchors=config.anchors,
             block_size=draft.config.block_size,
         )
-        clean = model.apply(
-            {"params": {"target": target_params}},
-            batch["tokens"],
-            batch["positions"],
-            batch["segment_ids"],
-            method="packed_clean_pass",
-        )
+        clean = clean_pass(model, {"params": {"target": target_params}}, rows)
 
         def loss_fn(params: Params) -> tuple[jax.Array, jax.Array]:
             variables = {"params": {"target": target_params, "draft": params}}
-            logits = draft_logits(model, variables, clean, batch, groups)
+            logits = draft_logits(model, variables, clean, rows, groups)
             target_logits = expected_logits(model, variables, clean, groups)
             counted = groups.counted[:, :, 1:]
             labels = groups.labels[:, :, 1:]
@@ -131,14 +125,20 @@ def make_draft_step(
         (loss, slots), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), "slots": slots}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "slots": slots}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return lambda state, batch: step(state, target.params, batch)
+    return lambda state, rows: step(state, target.params, rows)
+
+
+def clean_pass(model: FlexDraft, variables: Params, rows: Rows) -> CleanPass:
+    """The frozen part: what the clean tokens of packed rows leave behind, as constants."""
+    places = (rows.positions, rows.segment_ids)
+    return _apply(model, variables, "packed_clean_pass", rows.tokens, *places)
 
 
 def draft_logits(
-    model: FlexDraft, variables: Params, clean: CleanPass, batch: Batch, groups: Groups
+    model: FlexDraft, variables: Params, clean: CleanPass, rows: Rows, groups: Groups
 ) -> jax.Array:
     """Calibrated logits of slots 1..n-1.
 
@@ -147,16 +147,10 @@ def draft_logits(
     Returns:
         [B, A, n-1, V] float32, differentiable in the draft parameters.
     """
-    hidden = model.apply(
-        variables,
-        clean,
-        batch["positions"],
-        batch["segment_ids"],
-        groups.anchors,
-        groups.labels.shape[-1],
-        method="packed_draft_pass",
-    )  # [B, A, n, E]
-    return model.apply(variables, hidden[:, :, 1:], groups.labels[:, :, :1], method="draft_logits")
+    bonus, block_size = groups.labels[:, :, :1], groups.labels.shape[-1]
+    places = (rows.positions, rows.segment_ids, groups.anchors)
+    hidden = _apply(model, variables, "packed_draft_pass", clean, *places, block_size)
+    return _apply(model, variables, "draft_logits", hidden[:, :, 1:], bonus)
 
 
 def expected_logits(
@@ -177,7 +171,11 @@ def expected_logits(
     before = jnp.minimum(before, clean.hidden.shape[1] - 1).reshape(batch, -1, 1)
     hidden = jnp.take_along_axis(clean.hidden, before, axis=1)
     hidden = hidden.reshape(batch, num_anchors, num_slots, -1)
-    return model.apply(variables, hidden, method="target_logits")
+    return _apply(model, variables, "target_logits", hidden)
+
+
+def _apply(model: FlexDraft, variables: Params, method: str, *args: Any) -> Any:
+    return model.apply(variables, *args, method=method)
 
 
 def make_tau(

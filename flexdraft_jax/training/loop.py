@@ -15,10 +15,10 @@ from flexdraft_jax.training.checkpoints import MetricsFile, TrainCheckpoints
 from flexdraft_jax.training.config import LoopConfig
 from flexdraft_jax.training.optimizer import Params, TrainState
 from flexdraft_jax.training.progress import Metric, Progress, format_metric
+from flexdraft_jax.training.rows import Rows
 
-Batch = Mapping[str, np.ndarray]
 Metrics = Mapping[str, jax.Array]
-StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+StepFn = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
 EvaluateFn = Callable[[Params], Mapping[str, float]]
 
 
@@ -46,7 +46,7 @@ def fit(
         state: the state to start from when there is no checkpoint.
         step_fn: jitted, donating its state; its metrics are scalars or short vectors and contain
             "loss".
-        batches: dictionaries of arrays with "tokens" [B, T]; rewound on resume.
+        batches: dictionaries with the arrays of :class:`Rows`; rewound on resume.
         total_steps: steps after which the run is complete.
         config: when to log, evaluate and save.
         work_dir: see :mod:`flexdraft_jax.training.checkpoints`.
@@ -67,9 +67,9 @@ def fit(
             watch = _Watch(progress, metrics_file, config.log_every)
             saved_at = time.monotonic()
             for step in range(first_step + 1, total_steps + 1):
-                batch = next(batches)
-                state, metrics = step_fn(state, batch)
-                watch.dispatched(step, metrics, batch["tokens"].size)
+                rows = Rows(**next(batches))
+                state, metrics = step_fn(state, rows)
+                watch.dispatched(step, metrics, rows.tokens.size)
                 last = step == total_steps
                 if last or (config.eval_every and step % config.eval_every == 0):
                     watch.catch_up()

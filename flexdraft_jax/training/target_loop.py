@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ from flexdraft_jax.data.pipeline import RowSource, row_loader
 from flexdraft_jax.models.target import Target, TargetModel, init_target
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import TrainTargetConfig
-from flexdraft_jax.training.loop import Batch, EvaluateFn, StepFn, fit
+from flexdraft_jax.training.loop import EvaluateFn, StepFn, fit
 from flexdraft_jax.training.optimizer import Params, TrainState, make_optimizer
+from flexdraft_jax.training.rows import Rows
 
 _HELD_OUT = "held_out_"
 
@@ -79,9 +81,7 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
     return target
 
 
-def _held_out_batches(
-    rows: Mapping[str, RowSource], batch_size: int
-) -> dict[str, list[dict[str, np.ndarray]]]:
+def _held_out_batches(rows: Mapping[str, RowSource], batch_size: int) -> dict[str, list[Rows]]:
     """The held-out rows of each domain in batches; the last is filled up with padding."""
     batches = {}
     for split, source in rows.items():
@@ -91,7 +91,7 @@ def _held_out_batches(
         padding = {name: np.zeros_like(array) for name, array in domain[0].items()}
         domain += [padding] * (-len(domain) % batch_size)
         batches[split.removeprefix(_HELD_OUT)] = [
-            jax.tree.map(lambda *leaves: np.stack(leaves), *domain[start : start + batch_size])
+            Rows(**jax.tree.map(lambda *x: np.stack(x), *domain[start : start + batch_size]))
             for start in range(0, len(domain), batch_size)
         ]
     return batches
@@ -119,34 +119,30 @@ def next_token_loss(
 def make_target_step(model: TargetModel, optimizer: optax.GradientTransformation) -> StepFn:
     """The jitted optimizer step; its state is donated, so it is updated in place."""
 
-    def loss_fn(params: Params, batch: Batch) -> jax.Array:
-        logits = _forward(model, params, batch)
-        total, count = next_token_loss(logits, batch["tokens"], batch["segment_ids"])
+    def loss_fn(params: Params, rows: Rows) -> jax.Array:
+        total, count = _loss_sums(model, params, rows)
         return total / jnp.maximum(count, 1)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params, batch)
+    def step(state: TrainState, rows: Rows) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, gradients = jax.value_and_grad(loss_fn)(state.params, rows)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
 
 
-def make_held_out_loss(model: TargetModel, batches: Mapping[str, Sequence[Batch]]) -> EvaluateFn:
+def make_held_out_loss(model: TargetModel, batches: Mapping[str, Sequence[Rows]]) -> EvaluateFn:
     """A function from parameters to the held-out loss of each domain, in nats per token."""
 
-    @jax.jit
-    def sums(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = _forward(model, params, batch)
-        return next_token_loss(logits, batch["tokens"], batch["segment_ids"])
+    sums = jax.jit(partial(_loss_sums, model))
 
     def evaluate(params: Params) -> dict[str, float]:
         losses = {}
         for domain, domain_batches in batches.items():
-            results = np.array([sums(params, batch) for batch in domain_batches], np.float64)
+            results = np.array([sums(params, rows) for rows in domain_batches], np.float64)
             total, count = results.sum(axis=0)
             losses[f"held_out_{domain}"] = float(total / max(count, 1))
         return losses
@@ -154,7 +150,6 @@ def make_held_out_loss(model: TargetModel, batches: Mapping[str, Sequence[Batch]
     return evaluate
 
 
-def _forward(model: TargetModel, params: Params, batch: Batch) -> jax.Array:
-    return model.apply(
-        {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
-    )
+def _loss_sums(model: TargetModel, params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    logits: Any = model.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
+    return next_token_loss(logits, rows.tokens, rows.segment_ids)

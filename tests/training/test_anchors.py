@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexdraft_jax.training.anchors import sample_groups
+from flexdraft_jax.training.rows import Rows
 
 _LENGTH, _ANCHORS, _BLOCK = 24, 6, 4
 
@@ -44,9 +45,7 @@ def test_groups_are_exactly_the_fit_ones(row: tuple[np.ndarray, np.ndarray], see
     tokens = np.arange(100, 100 + _LENGTH, dtype=np.int32)
     groups = _sample(
         jax.random.key(seed),
-        tokens[None],
-        segments[None],
-        response[None],
+        Rows(tokens[None], segments[None], segments[None], response[None]),
         num_anchors=_ANCHORS,
         block_size=_BLOCK,
     )
@@ -71,11 +70,10 @@ def test_groups_are_exactly_the_fit_ones(row: tuple[np.ndarray, np.ndarray], see
 def test_the_last_prompt_token_can_be_an_anchor_and_all_fit_places_are_drawn() -> None:
     segments = np.ones((1, 12), np.int32)
     response = np.arange(12)[None] >= 4
+    rows = Rows(segments, segments, segments, response)
     seen = set()
     for seed in range(30):
-        groups = _sample(
-            jax.random.key(seed), segments, segments, response, num_anchors=2, block_size=3
-        )
+        groups = _sample(jax.random.key(seed), rows, num_anchors=2, block_size=3)
         seen |= set(np.asarray(groups.anchors[0]).tolist())
     assert seen == set(range(3, 10))  # 3 ends the prompt; behind 9 there are two tokens left.
 
@@ -83,4 +81,4 @@ def test_the_last_prompt_token_can_be_an_anchor_and_all_fit_places_are_drawn() -
 def test_too_many_anchors_are_refused() -> None:
     row = np.ones((1, 8), np.int32)
     with pytest.raises(ValueError, match="anchors=9: must be between 1 and .* 8"):
-        sample_groups(jax.random.key(0), row, row, row > 0, num_anchors=9, block_size=2)
+        sample_groups(jax.random.key(0), Rows(row, row, row, row > 0), num_anchors=9, block_size=2)
