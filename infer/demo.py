@@ -22,6 +22,11 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."
 )
 _REPEATS = flags.DEFINE_integer("repeats", _DEFAULT.repeats, "Repeats of every timing.")
+_CONFIDENCE_THRESHOLD = flags.DEFINE_float(
+    "confidence_threshold",
+    _DEFAULT.confidence_threshold,
+    "Drafts less sure than this are not verified; 0 verifies all.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,14 +34,14 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     with bad_input_exits():
-        models = load_models(_TARGET.value, _DRAFT.value)
-    settings = DemoSettings(
-        num_prompts=_NUM_PROMPTS.value,
-        num_timed=_NUM_TIMED.value,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        repeats=_REPEATS.value,
-    )
-    run_demo(models, make_console(), settings)
+        settings = DemoSettings(
+            num_prompts=_NUM_PROMPTS.value,
+            num_timed=_NUM_TIMED.value,
+            max_new_tokens=_MAX_NEW_TOKENS.value,
+            repeats=_REPEATS.value,
+            confidence_threshold=_CONFIDENCE_THRESHOLD.value,
+        )
+        run_demo(load_models(_TARGET.value, _DRAFT.value), make_console(), settings)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class DemoSettings:
         max_new_tokens: budget of each.
         repeats: of every timing, interleaved.
         batch_size: rows decoded together for tau.
+        confidence_threshold: drafts less sure than this are not verified; 0 verifies all.
     """
 
     num_prompts: int = 16
@@ -48,6 +49,7 @@ class DemoSettings:
     max_new_tokens: int = 248
     repeats: int = 3
     batch_size: int = 32
+    confidence_threshold: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +97,21 @@ def run_demo(models: Models, console: Console, settings: DemoSettings) -> DemoRe
     prompts = _pick_prompts(models, settings, block_size)
     _introduce(models, console, block_size)
 
-    decoding = GenerationSettings(settings.max_new_tokens, schedule=_SHOWN_SCHEDULE)
+    decoding = GenerationSettings(
+        settings.max_new_tokens,
+        schedule=_SHOWN_SCHEDULE,
+        confidence_threshold=settings.confidence_threshold,
+    )
     for domain in DOMAINS:
         _show_answer(models, console, prompts[domain], decoding)
 
     _say(console, "Answering more prompts, and the same ones plainly ...")
     domains = _measure_domains(models, prompts, settings, block_size)
+    console.print()
     console.print(report_table(domains).to_rich())
     _say(console, "Timing the schedules in turn ...")
     speed = _measure_speed(models, prompts, settings)
+    console.print()
     console.print(_speed_table(speed, settings).to_rich())
 
     report = DemoReport(domains, speed, time.perf_counter() - start)
@@ -210,6 +218,7 @@ def _measure_domains(
     tokens = [row for domain in DOMAINS for row in prompts[domain].tokens]
     shared: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
+        "confidence_threshold": settings.confidence_threshold,
         "batch_size": settings.batch_size,
     }
     answers = answer_prompts(
@@ -228,7 +237,7 @@ def _measure_domains(
                 reference_tokens(models.tokenizer, texts, settings.max_new_tokens),
                 schedule=_SHOWN_SCHEDULE,
                 block_size=block_size,
-                confidence_threshold=0.0,
+                confidence_threshold=settings.confidence_threshold,
             )
         )
     return reports
@@ -239,6 +248,7 @@ def _measure_speed(
 ) -> list[DecodeRow]:
     arguments: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
+        "confidence_threshold": settings.confidence_threshold,
         "stop_token_ids": models.target.eos_token_ids,
     }
     methods = [
