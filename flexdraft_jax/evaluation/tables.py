@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import rich.box
 import rich.table
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,20 +25,18 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     note: str = ""
 
-    def to_rich(self) -> rich.table.Table:
-        """For a `rich` console."""
-        table = rich.table.Table(
-            title=self.title,
-            caption=self.note or None,
-            title_justify="left",
-            caption_justify="left",
-            box=rich.box.SIMPLE_HEAD,
-        )
+    def to_rich(self) -> Group:
+        """For a `rich` console. Title and note may be wider than the table."""
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
         for i, column in enumerate(self.columns):
             table.add_column(column, justify="left" if i == 0 else "right")
         for row in self.rows:
-            table.add_row(*row)
-        return table
+            # Cells are text, and not markup, whatever they hold.
+            table.add_row(*map(Text, row))
+        parts: list[RenderableType] = [Text(self.title, style="bold"), table]
+        if self.note:
+            parts.append(Text(self.note, style="dim"))
+        return Group(*parts)
 
     def to_markdown(self) -> str:
         """For a README; ends with a newline."""

@@ -7,12 +7,18 @@ from rich.console import Console
 
 from flexdraft_jax.evaluation.tables import Table, percent
 
-TABLE = Table("Speed", ("schedule", "tokens/s"), [("ar", "10"), ("a|b", "20")], note="By hand.")
+TABLE = Table(
+    "Speed",
+    ("schedule", "tokens/s"),
+    [("ar", "10"), ("a|b", "20"), ("[red]", "30")],
+    note="By hand.",
+)
 
 
 def test_markdown() -> None:
     assert TABLE.to_markdown() == (
-        "**Speed**\n\n| schedule | tokens/s |\n| --- | ---: |\n| ar | 10 |\n| a\\|b | 20 |\n\n"
+        "**Speed**\n\n| schedule | tokens/s |\n| --- | ---: |\n| ar | 10 |\n"
+        "| a\\|b | 20 |\n| [red] | 30 |\n\n"
         "By hand.\n"
     )
 
@@ -20,7 +26,7 @@ def test_markdown() -> None:
 def test_rich_shows_every_cell() -> None:
     console = Console(file=io.StringIO())
     console.print(TABLE.to_rich())
-    for text in ("Speed", "schedule", "a|b", "20", "By hand."):
+    for text in ("Speed", "schedule", "a|b", "20", "[red]", "By hand."):
         assert text in console.file.getvalue()
 
 
