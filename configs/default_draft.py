@@ -16,14 +16,15 @@ from flexdraft_jax.training.config import (
 def get_config() -> TrainDraftConfig:
     """Returns the configuration."""
     return TrainDraftConfig(
-        model=DraftConfig(num_draft_layers=3, block_size=8, calibration_rank=64),
+        model=DraftConfig(num_draft_layers=4, block_size=8, calibration_rank=64),
         data=RolloutConfig(rollouts=2560),
         train=OptimizerConfig(
-            steps=1500,
+            steps=900,
             batch_size=8,
-            learning_rate=1e-3,
-            optimizer="adamw",
-            b2=0.95,
+            learning_rate=4e-3,
+            schedule="wsd",
+            decay_fraction=0.4,
+            optimizer="muon",
         ),
-        loop=LoopConfig(eval_every=250),
+        loop=LoopConfig(eval_every=150),
     )

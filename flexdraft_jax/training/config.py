@@ -99,6 +99,11 @@ class TrainTargetConfig:
     data: CorpusConfig
     train: OptimizerConfig
     loop: LoopConfig = field(default_factory=LoopConfig)
+    # "all" learns to write prompts too; "responses" spends everything on answers, which counts
+    # when what is left of the loss is mostly the free choice of the next prompt.
+    loss_on: Literal["all", "responses"] = "all"
+    init_from: str = ""  # Directory of a target to start from (weights only); "" starts at random.
+    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # Of the weights in export/.
     seed: int = 0  # Initialisation and order of the rows.
 
 
@@ -143,5 +148,6 @@ class TrainDraftConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     eval: DraftEvalConfig = field(default_factory=DraftEvalConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # Of the weights in export/.
     anchors: int = 64  # Mask groups per packed row; the step's cost grows with anchors * n.
     seed: int = 0  # Initialisation, anchors and order of the rows.

@@ -86,7 +86,7 @@ def train_draft(
         evaluate=make_tau(config.eval, target, draft.config, tokenizer),
     )
     trained = Draft(draft.config, state.params)
-    save_draft(trained, target, work_dir / "export")
+    save_draft(trained, target, work_dir / "export", dtype=config.export_dtype)
     return trained
 
 

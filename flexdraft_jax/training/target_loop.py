@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flexdraft_jax.checkpoints.hf import save_target
+from flexdraft_jax.checkpoints.hf import load_target, save_target
+from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.data.builder import prepare_rows
 from flexdraft_jax.data.chat import build_byte_tokenizer
 from flexdraft_jax.data.corpus import corpus_source
@@ -64,21 +65,36 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
     target_config = config.model.build(len(tokenizer), (tokenizer.eos_token_id,))
     model = TargetModel(target_config)
     optimizer = make_optimizer(config.train)
-    params = init_target(target_config, jax.random.key(config.seed)).params
+    params = _first_params(config, target_config)
     state = fit(
         TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
-        make_target_step(model, optimizer),
+        make_target_step(model, optimizer, config.loss_on),
         batches,
         total_steps=config.train.steps,
         config=config.loop,
         work_dir=work_dir,
-        evaluate=make_held_out_loss(model, _held_out_batches(rows, config.train.batch_size)),
+        evaluate=make_held_out_loss(
+            model, _held_out_batches(rows, config.train.batch_size), config.loss_on
+        ),
     )
     target = Target(target_config, state.params)
     export = work_dir / "export"
-    save_target(target, export)
+    save_target(target, export, dtype=config.export_dtype)
     tokenizer.save_pretrained(export)
     return target
+
+
+def _first_params(config: TrainTargetConfig, target_config: TargetConfig) -> Params:
+    """Random weights, or those of another target of the same shape."""
+    if not config.init_from:
+        return init_target(target_config, jax.random.key(config.seed)).params
+    start = load_target(config.init_from)
+    if start.config != target_config:
+        raise ValueError(
+            f"init_from={config.init_from!r} holds {start.config}: must be of the shape that is "
+            f"to be trained, {target_config}"
+        )
+    return start.params
 
 
 def _held_out_batches(rows: Mapping[str, RowSource], batch_size: int) -> dict[str, list[Rows]]:
@@ -98,29 +114,33 @@ def _held_out_batches(rows: Mapping[str, RowSource], batch_size: int) -> dict[st
 
 
 def next_token_loss(
-    logits: jax.Array, tokens: jax.Array, segment_ids: jax.Array
+    logits: jax.Array, tokens: jax.Array, segment_ids: jax.Array, wanted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of every token given those before it in its own document.
+    """Cross-entropy of the wanted tokens given those before them in their own document.
 
     Args:
         logits: [B, T, V] float32, at each token the prediction of the next.
         tokens: [B, T] int32.
         segment_ids: [B, T] int32, 0 at padding.
+        wanted: [B, T] bool.
 
     Returns:
         [] sum of losses in nats, and [] the number of tokens it runs over.
     """
     labels = tokens[:, 1:]  # [B, T-1]
     counted = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    counted &= wanted[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], labels)
     return jnp.sum(losses * counted), jnp.sum(counted)
 
 
-def make_target_step(model: TargetModel, optimizer: optax.GradientTransformation) -> StepFn:
+def make_target_step(
+    model: TargetModel, optimizer: optax.GradientTransformation, loss_on: str
+) -> StepFn:
     """The jitted optimizer step; its state is donated, so it is updated in place."""
 
     def loss_fn(params: Params, rows: Rows) -> jax.Array:
-        total, count = _loss_sums(model, params, rows)
+        total, count = _loss_sums(model, loss_on, params, rows)
         return total / jnp.maximum(count, 1)
 
     @partial(jax.jit, donate_argnums=0)
@@ -134,10 +154,12 @@ def make_target_step(model: TargetModel, optimizer: optax.GradientTransformation
     return step
 
 
-def make_held_out_loss(model: TargetModel, batches: Mapping[str, Sequence[Rows]]) -> EvaluateFn:
+def make_held_out_loss(
+    model: TargetModel, batches: Mapping[str, Sequence[Rows]], loss_on: str
+) -> EvaluateFn:
     """A function from parameters to the held-out loss of each domain, in nats per token."""
 
-    sums = jax.jit(partial(_loss_sums, model))
+    sums = jax.jit(partial(_loss_sums, model, loss_on))
 
     def evaluate(params: Params) -> dict[str, float]:
         losses = {}
@@ -150,6 +172,9 @@ def make_held_out_loss(model: TargetModel, batches: Mapping[str, Sequence[Rows]]
     return evaluate
 
 
-def _loss_sums(model: TargetModel, params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
+def _loss_sums(
+    model: TargetModel, loss_on: str, params: Params, rows: Rows
+) -> tuple[jax.Array, jax.Array]:
     logits: Any = model.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
-    return next_token_loss(logits, rows.tokens, rows.segment_ids)
+    wanted = rows.response_mask if loss_on == "responses" else jnp.ones_like(rows.response_mask)
+    return next_token_loss(logits, rows.tokens, rows.segment_ids, wanted)
