@@ -16,7 +16,7 @@ setup(
         "flax>=0.12",
         "grain>=0.2.12",
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
-        "jax>=0.10,<0.12",
+        "jax>=0.10,<0.11",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",
