@@ -17,7 +17,7 @@ def get_config() -> TrainDraftConfig:
     """Returns the configuration."""
     return TrainDraftConfig(
         model=DraftConfig(num_draft_layers=4, block_size=8, calibration_rank=64),
-        data=RolloutConfig(rollouts=2560),
+        data=RolloutConfig(rollouts=1280, max_new_tokens=256),
         train=OptimizerConfig(
             steps=900,
             batch_size=8,

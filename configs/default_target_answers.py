@@ -1,4 +1,4 @@
-"""The second leg of the embedded default's target: answers only, more of them word problems.
+"""The second leg of the embedded default's target: answers only, nearly all to word problems.
 
     python train/train_target.py --config configs/default_target_answers.py \
         --work_dir runs/target_answers --set init_from=runs/target/export
@@ -17,18 +17,18 @@ def get_config() -> TrainTargetConfig:
     """Returns the configuration."""
     return TrainTargetConfig(
         model=TargetModelConfig(),
-        data=CorpusConfig(word_problem_share=0.75, train_tokens=6_000_000, seed=2),
+        data=CorpusConfig(word_problem_share=0.95, train_tokens=4_000_000, seed=2),
         train=OptimizerConfig(
-            steps=1200,
+            steps=560,
             batch_size=8,
-            learning_rate=6e-3,
-            warmup_fraction=0.03,
+            learning_rate=5e-3,
+            warmup_fraction=0.05,
             schedule="wsd",
-            decay_fraction=0.4,
+            decay_fraction=0.5,
             optimizer="muon",
             weight_decay=0.1,
         ),
-        loop=LoopConfig(eval_every=150),
+        loop=LoopConfig(eval_every=80),
         loss_on="responses",
         init_from="runs/target/export",
     )
