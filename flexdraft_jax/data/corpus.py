@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.data.builder import TurnSource
 from flexdraft_jax.data.chat import EncodedTurn, encode_turn
 from flexdraft_jax.data.code import code_tasks
+from flexdraft_jax.data.drills import drill
 from flexdraft_jax.data.word_problems import HELD_OUT_SEED, TRAIN_SEED, word_problem
 
 Domain = Literal["word_problems", "code"]
@@ -65,23 +66,38 @@ def held_out_turns(domain: Domain) -> Iterator[Turn]:
         yield Turn(problem.question, problem.solution)
 
 
-def mixed_turns(seed: int, word_problem_share: float) -> Iterator[Turn]:
-    """Yields training turns of both domains, of which word problems make the given share of bytes.
+def mixed_turns(seed: int, word_problem_share: float, drill_share: float = 0.0) -> Iterator[Turn]:
+    """Yields training turns of both domains, and arithmetic drills.
+
+    Args:
+      seed: of the texts.
+      word_problem_share: share of word problems in the bytes of both domains.
+      drill_share: share of drills in all bytes.
 
     Raises:
-      ValueError: if the share is outside 0..1.
+      ValueError: if a share is outside 0..1.
     """
-    if not 0 <= word_problem_share <= 1:
-        raise ValueError(f"word_problem_share must be in 0..1, got {word_problem_share}")
+    _check_share("word_problem_share", word_problem_share)
+    _check_share("drill_share", drill_share)
     problems, code = train_turns("word_problems", seed), train_turns("code", seed)
-    problem_bytes = total_bytes = 0
+    drills = (Turn(*drill(seed, index)) for index in count())
+    problem_bytes = domain_bytes = drill_bytes = 0
     while True:
-        due = problem_bytes < word_problem_share * total_bytes or word_problem_share == 1
-        turn = next(problems) if due else next(code)
-        size = len(turn.prompt) + len(turn.response)
-        problem_bytes += size if due else 0
-        total_bytes += size
+        if drill_bytes < drill_share * (domain_bytes + drill_bytes):
+            turn = next(drills)
+            drill_bytes += len(turn.prompt) + len(turn.response)
+        else:
+            due = problem_bytes < word_problem_share * domain_bytes or word_problem_share == 1
+            turn = next(problems) if due else next(code)
+            size = len(turn.prompt) + len(turn.response)
+            problem_bytes += size if due else 0
+            domain_bytes += size
         yield turn
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must be in 0..1, got {share}")
 
 
 def corpus_source(
@@ -90,6 +106,7 @@ def corpus_source(
     train_tokens: int,
     held_out_tokens: int,
     word_problem_share: float = 0.5,
+    drill_share: float = 0.0,
     seed: int = 0,
 ) -> TurnSource:
     """Returns the corpus for training a target.
@@ -100,7 +117,8 @@ def corpus_source(
       tokenizer: with a chat template.
       train_tokens: about how many tokens the training split has.
       held_out_tokens: about how many tokens each held-out split has at most.
-      word_problem_share: share of word problems in the bytes of the training text.
+      word_problem_share: share of word problems in the bytes of both domains.
+      drill_share: share of arithmetic drills in all bytes of the training text.
       seed: other seeds give other word problems and another order of code.
 
     Raises:
@@ -111,13 +129,13 @@ def corpus_source(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
-    if not 0 <= word_problem_share <= 1:
-        raise ValueError(f"word_problem_share must be in 0..1, got {word_problem_share}")
+    _check_share("word_problem_share", word_problem_share)
+    _check_share("drill_share", drill_share)
 
     # Everything that the text depends on: the code of this Python, the generator, the tokenizer.
     probe = encode_turn(tokenizer, "What is 2 + 2?\n\té", "4").tokens
     problems = [word_problem(TRAIN_SEED, index) for index in range(200)]
-    settings = (train_tokens, held_out_tokens, word_problem_share, seed)
+    settings = (train_tokens, held_out_tokens, word_problem_share, drill_share, seed)
     digest = hashlib.sha256(repr((settings, probe, len(tokenizer), problems)).encode())
     for task in code_tasks("train") + code_tasks("held_out"):
         digest.update(f"{task.prompt}\0{task.response}\0".encode())
@@ -126,7 +144,7 @@ def corpus_source(
         fingerprint=digest.hexdigest()[:16],
         splits={
             "train": lambda: _encode(
-                tokenizer, mixed_turns(seed, word_problem_share), train_tokens
+                tokenizer, mixed_turns(seed, word_problem_share, drill_share), train_tokens
             ),
             "held_out_word_problems": lambda: _encode(
                 tokenizer, held_out_turns("word_problems"), held_out_tokens

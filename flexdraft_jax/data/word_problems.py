@@ -102,7 +102,7 @@ def _draw_numbers(rng: random.Random, shape: Shape) -> tuple[dict[str, int], lis
         calculations = []
         for i, step in enumerate(shape.steps, start=1):
             left, operator, right = step.split()
-            worked = _calculate(values[left], operator, values[right])
+            worked = calculate(values[left], operator, values[right])
             if worked is None:
                 break
             values[f"r{i}"], text = worked
@@ -111,8 +111,14 @@ def _draw_numbers(rng: random.Random, shape: Shape) -> tuple[dict[str, int], lis
             return values, calculations
 
 
-def _calculate(a: int, operator: str, b: int) -> tuple[int, str] | None:
-    """Returns the result and the written calculation, or None where it leaves the limits."""
+def calculate(a: int, operator: str, b: int) -> tuple[int, str] | None:
+    """Returns the result and the written calculation, or None where it leaves the limits.
+
+    Args:
+      a: left operand.
+      operator: "+", "-", "x" or "/".
+      b: right operand.
+    """
     if operator in "+-":
         sign = 1 if operator == "+" else -1
         result = a + sign * b

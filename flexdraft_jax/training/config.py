@@ -88,6 +88,7 @@ class CorpusConfig:
     train_tokens: int = 12_000_000  # Text to prepare; a run that needs more repeats it.
     held_out_tokens: int = 16_384  # Text per domain for the held-out loss; more takes longer.
     word_problem_share: float = 0.5  # Share of word problems by bytes; the rest is code.
+    drill_share: float = 0.0  # Share of arithmetic drills, which both domains make room for.
     seed: int = 0  # Another seed gives other word problems and another order of code.
 
 

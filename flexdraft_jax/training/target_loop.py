@@ -55,6 +55,7 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
             train_tokens=config.data.train_tokens,
             held_out_tokens=config.data.held_out_tokens,
             word_problem_share=config.data.word_problem_share,
+            drill_share=config.data.drill_share,
             seed=config.data.seed,
         ),
         length=config.data.sequence_length,

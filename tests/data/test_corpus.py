@@ -1,3 +1,4 @@
+import re
 from itertools import islice
 
 import numpy as np
@@ -7,6 +8,7 @@ from flexdraft_jax.data.builder import prepare_rows
 from flexdraft_jax.data.chat import build_byte_tokenizer
 from flexdraft_jax.data.code import code_tasks
 from flexdraft_jax.data.corpus import corpus_source, held_out_turns, mixed_turns, train_turns
+from flexdraft_jax.data.drills import drill
 from flexdraft_jax.data.word_problems import parse_answer, word_problem
 
 _TOKENIZER = build_byte_tokenizer()
@@ -87,3 +89,24 @@ def test_bad_settings_are_refused(changes, message):
 def test_unknown_domain_is_refused():
     with pytest.raises(ValueError, match="'poems'"):
         next(train_turns("poems", 0))
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_drills_take_their_share(share: float) -> None:
+    turns = list(islice(mixed_turns(0, 0.5, share), 500))
+    drills = [turn for turn in turns if turn.prompt.startswith("Work out ")]
+    sizes = [sum(len(t.prompt) + len(t.response) for t in group) for group in (drills, turns)]
+    assert sizes[0] / sizes[1] == pytest.approx(share, abs=0.02)
+
+
+def test_drills_are_true_and_answer_what_is_asked() -> None:
+    for index in range(200):
+        prompt, response = drill(3, index)
+        assert drill(3, index) == (prompt, response)
+        calculations = re.findall(r"(\d+) ([-+x/]) (\d+) = (\d+)", response)
+        for a, operator, b, result in calculations:
+            python = {"x": "*", "/": "//"}.get(operator, operator)
+            assert eval(f"{a} {python} {b}") == int(result)
+        asked = re.findall(r"\d+ [-+x/] \d+", prompt)
+        written = [f"{a} {operator} {b}" for a, operator, b, _ in calculations]
+        assert len(asked) == 6 and set(asked) <= set(written)

@@ -1,4 +1,4 @@
-"""One small target, its drafts and one set of array sizes, so that tests share compiled programs."""
+"""One small target, its drafts and one set of sizes, so that tests share compiled programs."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,0 +1,32 @@
+"""Every family decodes to what Hugging Face `generate` wrote, greedily, for the same weights."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import flexdraft_jax as fd
+from flexdraft_jax.decoding.generate import Sizes, start
+from flexdraft_jax.decoding.requests import check_requests
+
+REFERENCES = Path(__file__).parents[1] / "references"
+PROMPT_LENGTH = 8  # as in make_references.py
+FAMILIES = sorted(path.parent.name for path in REFERENCES.glob("*/config.json"))
+
+
+@pytest.mark.parametrize("schedule", ["ar", "parallel"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_hugging_face(family, schedule):
+    target = fd.load_target(REFERENCES / family)
+    draft = fd.init_draft(
+        target, num_draft_layers=2, block_size=4, calibration_rank=8, rng=jax.random.key(0)
+    )
+    expected = np.load(REFERENCES / family / "expected.npz")
+    prompts = expected["tokens"][:, :PROMPT_LENGTH].tolist()
+    new_ids = expected["new_ids"].tolist()
+    sizes = Sizes(prompt=16, output=32, slots=64)
+    requests = check_requests(target.config, prompts, len(new_ids[0]), 0.0, None)
+    decoding = start(target, draft, requests, schedule, sizes=sizes)
+    decoding.advance(1_000)
+    assert decoding.output().tokens == new_ids
