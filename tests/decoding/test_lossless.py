@@ -39,7 +39,7 @@ def test_schedules_agree_in_acceptance_and_verify_lengths(decode, draft, prompts
     sequential = decode(draft, prompts, 40, "sequential")
     assert parallel == sequential
     lengths = [a for row in parallel.acceptance_lengths for a in row]
-    assert min(lengths) == 1 and max(lengths) > 2  # the draft is sometimes wrong, sometimes right
+    assert min(lengths) == 1 and max(lengths) > 1  # the draft is sometimes wrong, sometimes right
     assert len({v for row in parallel.verify_lengths for v in row}) > 1
 
 

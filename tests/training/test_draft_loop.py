@@ -185,7 +185,10 @@ def test_resume_equals_no_interruption(
     assert metrics[0] == metrics[1]
     assert '"tau_word_problems"' in metrics[0]
     exported = fd.load_draft(tmp_path / "resumed" / "export", target)
-    jax.tree.map(np.testing.assert_array_equal, exported.params, resumed.params)
+    rounded = jax.tree.map(
+        lambda x: x.astype(draft_config.export_dtype).astype(x.dtype), resumed.params
+    )
+    jax.tree.map(np.testing.assert_array_equal, exported.params, rounded)
 
 
 def test_another_target_in_the_same_directory_is_refused(
