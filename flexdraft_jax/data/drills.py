@@ -18,7 +18,8 @@ def drill(seed: int, index: int) -> tuple[str, str]:
     The response is determined by the prompt, and worded like the calculations of the word problems.
     """
     rng = random.Random(f"{seed}:drill:{index}")
-    asked, worked = [], []
+    asked: list[str] = []
+    worked: list[str] = []
     while len(asked) < _CALCULATIONS:
         operator = "+-+-x/"[int(rng.random() * 6)]
         a, b = (1 + int(rng.random() * _LARGEST[operator]) for _ in range(2))
