@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+# A file's tests share compiled programs, so they stay together.
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
@@ -19,10 +21,10 @@ demo: $(VENV)/.installed  ## see the embedded default decode held-out prompts, a
 	$(BIN)/python infer/demo.py
 
 test: $(VENV)/.installed  ## run the tests on the CPU, but for the slow ones
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(PYTEST) -m "not slow" $(TESTS)
 
 test-all: $(VENV)/.installed  ## run all tests on the CPU
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 lint: $(VENV)/.installed-dev  ## check style and types
 	$(BIN)/ruff check .

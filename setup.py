@@ -16,7 +16,7 @@ setup(
         "flax>=0.12",
         "grain>=0.2.12",
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
-        "jax>=0.10,<0.11",
+        "jax>=0.10,<0.12",
         "jinja2>=3.1",
         "numpy>=2.0",
         "optax>=0.2.6",

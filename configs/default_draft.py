@@ -17,14 +17,14 @@ def get_config() -> TrainDraftConfig:
     """Returns the configuration."""
     return TrainDraftConfig(
         model=DraftConfig(num_draft_layers=4, block_size=8, calibration_rank=64),
-        data=RolloutConfig(rollouts=1024, max_new_tokens=256),
+        data=RolloutConfig(rollouts=2048, max_new_tokens=256),
         train=OptimizerConfig(
-            steps=550,
+            steps=1100,
             batch_size=8,
             learning_rate=4e-3,
             schedule="wsd",
             decay_fraction=0.4,
             optimizer="muon",
         ),
-        loop=LoopConfig(eval_every=275),
+        loop=LoopConfig(eval_every=550),
     )

@@ -174,7 +174,10 @@ def write_safetensors(
     # scrambled, with no error.
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     # transformers refuses files without this entry.
+    partial.touch()
+    usual_mode = partial.stat().st_mode
     safetensors.numpy.save_file(contiguous, partial, metadata={"format": "pt"})
+    partial.chmod(usual_mode)  # The library's own lets nobody but the owner read the file.
     os.replace(partial, path)
     return path
 

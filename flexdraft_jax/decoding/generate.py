@@ -237,7 +237,8 @@ def start(
     variables = flexdraft_variables(target, draft)
     tokens = _padded([r.prompt for r in requests], 0, sizes.prompt)
     lengths = jnp.array([len(r.prompt) for r in requests], jnp.int32)
-    return Decoding(program, variables, prefill(program, variables, state, tokens, lengths))
+    state = prefill(program.for_prefill(), variables, state, tokens, lengths)
+    return Decoding(program, variables, state)
 
 
 def verify_buckets(block_size: int, verify_all: bool) -> tuple[int, ...]:

@@ -52,6 +52,11 @@ class DecodeProgram:
         """Calls one of the model's passes."""
         return self.model.apply(variables, *args, method=method)
 
+    def for_prefill(self) -> "DecodeProgram":
+        """The choices that prefill depends on, so that schedules share its compilation."""
+        schedule = "ar" if self.schedule == "ar" else "sequential"
+        return dataclasses.replace(self, schedule=schedule, verify_buckets=())
+
 
 def ar_step(program: DecodeProgram, variables: Variables, state: DecodeState) -> DecodeState:
     """Plain decoding: one clean token in, the next one out."""
