@@ -4,11 +4,12 @@ python train/prepare_data.py --input conversations.jsonl --target path/to/target
     --output runs/data --sequence_length 2048 --template_kwargs '{"enable_thinking": false}'
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import app, flags
 
+from flexdraft_jax.assets import default_directory
+from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.data.prepare import PrepareConfig, prepare
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_tokenizer
@@ -16,7 +17,9 @@ from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.training.progress import track
 
 _INPUT = flags.DEFINE_string("input", None, "JSONL file of conversations.", required=True)
-_TARGET = flags.DEFINE_string("target", None, "Directory with the tokenizer.", required=True)
+_TARGET = flags.DEFINE_string(
+    "target", None, "Hugging Face directory with a tokenizer; the embedded default if left out."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for rows and report.", required=True)
 _SEQUENCE_LENGTH = flags.DEFINE_integer(
     "sequence_length", 2048, "Tokens of a packed row; longer documents are cut."
@@ -37,9 +40,9 @@ def main(argv: Sequence[str]) -> None:
         config = PrepareConfig(
             sequence_length=_SEQUENCE_LENGTH.value,
             held_out=_HELD_OUT.value,
-            template_kwargs=json.loads(_TEMPLATE_KWARGS.value),
+            template_kwargs=parse_template_kwargs(_TEMPLATE_KWARGS.value),
         )
-        tokenizer = load_tokenizer(_TARGET.value)
+        tokenizer = load_tokenizer(_TARGET.value or default_directory() / "target")
         prepared = prepare(_INPUT.value, tokenizer, _OUTPUT.value, config, track)
     table = Table("Prepared", ("", ""), prepared.report.cells(), f"In {_OUTPUT.value}")
     make_console().print(table.to_rich())

@@ -8,6 +8,7 @@ With the byte-level tokenizer a turn reads `<|user|>{prompt}<|assistant|>{respon
 id below 256 is the byte itself, and four special tokens follow.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -178,6 +179,23 @@ def encode_turn(
         return EncodedTurn(head, [False] * len(head))
     (turn,) = encode_conversation(tokenizer, [user, Message("assistant", response)])
     return turn
+
+
+def parse_template_kwargs(text: str) -> dict[str, Any]:
+    """Reads variables of a chat template from a JSON object.
+
+    Raises:
+      ValueError: if `text` is none.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f'template_kwargs={text!r}: must be a JSON object such as {{"enable_thinking": false}}'
+        )
+    return values
 
 
 def _encode_reply(

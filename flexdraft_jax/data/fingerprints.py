@@ -1,7 +1,10 @@
-"""Short names for files and tokenizers: does stored work still belong to them?"""
+"""What stored work belongs to: fingerprints of files and tokenizers, and a file of settings."""
 
 import hashlib
+import json
 import os
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,3 +30,30 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of the whole file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_recorded(path: Path, settings: dict[str, Any]) -> None:
+    """Records what work was begun with, or checks that it goes on with the same.
+
+    Raises:
+      ValueError: the file at `path` says otherwise.
+    """
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = json.loads(path.read_text())
+    different = [name for name in settings if before.get(name) != settings[name]]
+    if different:
+        raise ValueError(
+            f"{path} belongs to something else: "
+            + "; ".join(f"{name} was {before.get(name)}, is {settings[name]}" for name in different)
+            + "; choose another output, or remove that one"
+        )
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a file that is whole or not there at all."""
+    # Several processes may write the same.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    unfinished.replace(path)

@@ -25,7 +25,13 @@ from flexdraft_jax.data.builder import TurnSource, prepare_rows
 from flexdraft_jax.data.chat import EncodedTurn
 from flexdraft_jax.data.conversations import count_lines
 from flexdraft_jax.data.encoded import encode_lines, load_chunk
-from flexdraft_jax.data.fingerprints import file_digest, file_fingerprint, tokenizer_fingerprint
+from flexdraft_jax.data.fingerprints import (
+    check_recorded,
+    file_digest,
+    file_fingerprint,
+    tokenizer_fingerprint,
+    write_json,
+)
 from flexdraft_jax.data.prepared import (
     FORMAT,
     SPLIT,
@@ -113,7 +119,7 @@ def _build(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         **dataclasses.asdict(config),
     }
-    _check_settings(output, settings)
+    _claim(output, settings)
     if (output / "prepared.json").exists():
         return
     with track("encoding", count_lines(path)) as advance:
@@ -143,31 +149,21 @@ def _build(
         source = TurnSource("conversations", fingerprint, {SPLIT: turns})
         rows = prepare_rows(source, length=config.sequence_length, data_dir=output / "rows")
     report = dataclasses.replace(report, rows=len(rows[SPLIT]))
-    _write_json(output / "report.json", dataclasses.asdict(report))
+    write_json(output / "report.json", dataclasses.asdict(report))
     _seal(output, fingerprint, config.sequence_length, settings["tokenizer"])
     shutil.rmtree(output / "encoded")
 
 
-def _check_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Records what is built from, or checks that it is the same as before."""
+def _claim(output: Path, settings: dict[str, Any]) -> None:
+    """Makes `output`, or checks that it is for the same settings."""
     recorded = output / "settings.json"
-    if recorded.exists():
-        before = json.loads(recorded.read_text())
-        different = [name for name in settings if before.get(name) != settings[name]]
-        if different:
-            raise ValueError(
-                f"output={os.fspath(output)!r} holds data built from something else: "
-                + "; ".join(f"{n} was {before.get(n)}, is {settings[n]}" for n in different)
-                + "; choose another output, or remove this one"
-            )
-        return
-    if output.is_dir() and any(output.iterdir()):
+    if output.is_dir() and any(output.iterdir()) and not recorded.exists():
         raise ValueError(
             f"output={os.fspath(output)!r} holds other files: must be a new folder, or one that "
             "this command made"
         )
     output.mkdir(parents=True, exist_ok=True)
-    _write_json(recorded, settings)
+    check_recorded(recorded, settings)
 
 
 def _tally(files: list[Path], rejected: Path, length: int) -> Report:
@@ -271,7 +267,7 @@ def _seal(output: Path, fingerprint: str, length: int, tokenizer: str) -> None:
     """Writes down that the build is whole, with checksums of what training reads."""
     files = [output / "held_out.jsonl", output / "report.json"]
     files += sorted(rows_directory(output).iterdir())
-    _write_json(
+    write_json(
         output / "prepared.json",
         {
             "format": FORMAT,
@@ -281,9 +277,3 @@ def _seal(output: Path, fingerprint: str, length: int, tokenizer: str) -> None:
             "files": {str(file.relative_to(output)): file_digest(file) for file in files},
         },
     )
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    unfinished.rename(path)  # whole or not there at all
