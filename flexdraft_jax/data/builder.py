@@ -107,6 +107,17 @@ def prepare_rows(
     return {split: _StoredRows(builder.as_data_source(split)) for split in source.splits}
 
 
+def load_rows(directory: str | os.PathLike[str]) -> dict[str, RowSource]:
+    """Opens the rows of one dataset that :func:`prepare_rows` wrote, by split.
+
+    Args:
+      directory: where the dataset's own files lie, `features.json` among them.
+    """
+    with _quiet_tfds():
+        builder = tfds.builder_from_directory(os.fspath(directory))
+        return {split: _StoredRows(builder.as_data_source(split)) for split in builder.info.splits}
+
+
 @dataclass
 class PackedTurnsConfig(tfds.core.BuilderConfig):
     """What a :class:`PackedTurns` dataset is made of."""

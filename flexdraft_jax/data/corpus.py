@@ -1,9 +1,10 @@
 """The corpus of the embedded default: word problems and library source, as chat turns."""
 
 import hashlib
+import json
 import random
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterator, Sequence
+from itertools import count, cycle, islice
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -36,6 +37,19 @@ def check_domain(domain: str) -> None:
         raise ValueError(f"domain must be one of {DOMAINS}, got {domain!r}")
 
 
+def parse_domains(names: Sequence[str]) -> tuple[Domain, ...]:
+    """Returns names as domains.
+
+    Raises:
+      ValueError: if there is none, or one is unknown.
+    """
+    if not names:
+        raise ValueError(f"domains must name at least one of {DOMAINS}, got none")
+    for name in names:
+        check_domain(name)
+    return tuple(domain for name in names for domain in DOMAINS if domain == name)
+
+
 def train_turns(domain: Domain, seed: int) -> Iterator[Turn]:
     """Yields training turns of one domain without end.
 
@@ -53,6 +67,21 @@ def train_turns(domain: Domain, seed: int) -> Iterator[Turn]:
         random.Random(f"{seed}:code:{epoch}").shuffle(order)
         for index in order:
             yield Turn(tasks[index].prompt, tasks[index].response)
+
+
+def conversation_lines(domains: Sequence[Domain], count: int, seed: int) -> Iterator[str]:
+    """Yields training turns as `count` lines of JSONL, the domains taking turns.
+
+    Raises:
+      ValueError: if `count` or `seed` is below 0.
+    """
+    for name, value in (("count", count), ("seed", seed)):
+        if value < 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
+    streams = {domain: train_turns(domain, seed) for domain in domains}
+    for domain in islice(cycle(domains), count):
+        turn = next(streams[domain])
+        yield json.dumps({**turn._asdict(), "domain": domain}) + "\n"
 
 
 def held_out_turns(domain: Domain) -> Iterator[Turn]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ class Progress:
 @contextmanager
 def track(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows how much of some work is done; gives a function to call with what was just finished."""
-    console = Console(highlight=False)
+    # Bound now: the work may redirect standard output to silence others.
+    console = Console(highlight=False, file=sys.stdout)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with rich.progress.Progress(*columns, TimeRemainingColumn(), console=console) as bar:

@@ -1,0 +1,59 @@
+"""What stored work belongs to: fingerprints of files and tokenizers, and a file of settings."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+_HEAD_BYTES = 1 << 20
+_PROBE = "What is 2 + 2?\n\té 水 🙂  <|x|> don't DON'T 1234567.89"
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash that changes with the vocabulary, the way text is split, and the chat template."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    parts = (vocabulary, tokenizer(_PROBE)["input_ids"], tokenizer.chat_template)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def file_fingerprint(path: str | os.PathLike[str]) -> str:
+    """Size and a hash of the first megabyte: quick however long the file is."""
+    with open(path, "rb") as file:
+        head = hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()[:16]
+    return f"{os.path.getsize(path)}-{head}"
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the whole file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_recorded(path: Path, settings: dict[str, Any]) -> None:
+    """Records what work was begun with, or checks that it goes on with the same.
+
+    Raises:
+      ValueError: the file at `path` says otherwise.
+    """
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = json.loads(path.read_text())
+    different = [name for name in settings if before.get(name) != settings[name]]
+    if different:
+        raise ValueError(
+            f"{path} belongs to something else: "
+            + "; ".join(f"{name} was {before.get(name)}, is {settings[name]}" for name in different)
+            + "; choose another output, or remove that one"
+        )
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a file that is whole or not there at all."""
+    # Several processes may write the same.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    unfinished.replace(path)

@@ -1,0 +1,124 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexdraft_jax.data.chat import EncodedTurn, Message
+from flexdraft_jax.data.conversations import (
+    MAX_LINE_BYTES,
+    Conversation,
+    PlainText,
+    Rejected,
+    Tokenized,
+    count_lines,
+    parse_line,
+    parse_or_reject,
+    read_documents,
+)
+
+_HELLO = (Message("user", "Hi"), Message("assistant", "Hello"))
+_TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def _parse(**fields):
+    return parse_line(json.dumps(fields).encode())
+
+
+def test_every_shape_is_read():
+    conversation = Conversation(_HELLO)
+    assert _parse(messages=_TURNS) == conversation
+    assert _parse(prompt="Hi", response="Hello") == conversation
+    sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    assert _parse(conversations=sharegpt, id=7) == conversation
+    assert _parse(prompt="Hi", domain="code") == Conversation(_HELLO[:1], "code")
+    assert _parse(text=" a ") == PlainText(" a ")
+    tokens = {"tokens": [1, 2], "response_mask": [False, True]}
+    turn = EncodedTurn([1, 2], [False, True])
+    assert _parse(**tokens) == Tokenized(turn)
+    assert _parse(**tokens, messages=_TURNS, tokenizer="f") == Tokenized(turn, _HELLO, "f")
+    system = [{"role": "system", "content": "Be."}]
+    assert _parse(messages=system + _TURNS * 2) == Conversation(
+        (Message("system", "Be."), *_HELLO, *_HELLO)
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON: "),
+        (b"\xff{}", "not UTF-8: invalid start byte at byte 0"),
+        (b"[" * 100_000, "not JSON that can be read: nested too deep"),
+        (b"[1]", "not an object: a list in place of one"),
+        (b'{"a": 1, "b": 2}', "no known field: .* has a, b"),
+        (b"{}", "no known field: .* has none"),
+        (b'{"messages": []}', "no messages: messages is empty"),
+        (b'{"messages": {}}', "wrong type: messages is an object"),
+        (b'{"messages": ["Hi"]}', r"bad message: messages\[0\]"),
+        (b'{"messages": [{"role": "user"}]}', "bad message: .* role and content"),
+        (b'{"messages": [{"role": "tool", "content": ""}]}', "unknown role: .*'tool'"),
+        (b'{"messages": [{"role": ["u"], "content": ""}]}', "unknown role: "),
+        (b'{"messages": [{"role": "user", "content": null}]}', r"not a string: .*\[0\] is null"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "assistant first: "),
+        (b'{"messages": [{"role": "system", "content": "a"}]}', "no user turn: "),
+        (b'{"prompt": "Hi", "response": " \\n"}', "empty message: message 1, of the assistant"),
+        (b'{"prompt": 3, "response": "a"}', "not a string: prompt is a number"),
+        (b'{"response": "a"}', "no known field: "),
+        (b'{"prompt": "\\ud800", "response": "a"}', "not text: prompt holds half"),
+        (b'{"text": "  "}', "empty text: "),
+        (b'{"text": "a", "domain": 1}', "not a string: domain"),
+        (b'{"tokens": [1, true], "response_mask": [true, true]}', "bad tokens: "),
+        (b'{"tokens": [1, -1], "response_mask": [true, true]}', "bad tokens: "),
+        (b'{"tokens": [1, 2]}', "bad response mask: .* 2 true or false"),
+        (b'{"tokens": [1, 2], "response_mask": [1, 1]}', "bad response mask: "),
+        (b'{"tokens": [1], "response_mask": [false]}', "empty response mask: "),
+        (b" " * (MAX_LINE_BYTES + 1), "line too long: "),
+    ],
+)
+def test_bad_lines_are_refused_with_a_reason(line, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_line(line)
+    kind = reason.split(":")[0]
+    assert parse_or_reject(line).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("roles", "reason"),
+    [
+        ("uu", "turns do not alternate: two messages of the user"),
+        ("uaa", "turns do not alternate: two messages of the assistant"),
+        ("usa", "system message not first"),
+        ("ssua", "system message not first"),
+        ("sau", "assistant first"),
+    ],
+)
+def test_messages_must_take_turns(roles, reason):
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    with pytest.raises(ValueError, match=reason):
+        _parse(messages=[{"role": names[role], "content": "x"} for role in roles])
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda t: json.dumps({t: t}).encode()))
+@settings(max_examples=200, deadline=None)
+def test_no_line_raises_anything_but_a_reason(line):
+    assert isinstance(parse_or_reject(line), Rejected)
+
+
+def test_a_file_is_read_around_its_bad_lines(tmp_path):
+    good = json.dumps({"prompt": "Hi", "response": "Hello"}).encode()
+    long = json.dumps({"text": "é" * MAX_LINE_BYTES}, ensure_ascii=False).encode()
+    lines = [b"\xef\xbb\xbf" + good, b"", b"  \r", b'{"prompt": "\xff"}', long, b"{", good]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    found = dict(read_documents(path))
+    assert list(found) == [1, 4, 5, 6, 7]
+    assert count_lines(path) == 5
+    assert found[1] == found[7] == Conversation(_HELLO)
+    assert [found[number].kind for number in (4, 5, 6)] == [
+        "not UTF-8",
+        "line too long",
+        "not JSON",
+    ]
+    assert found[4].start == '{"prompt": "\ufffd"}'
+    assert found[5].start == long.decode()[:200]
+    assert found[6].start == "{"
