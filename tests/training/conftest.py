@@ -4,14 +4,20 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from flexdraft_jax.data.chat import build_byte_tokenizer
+import flexdraft_jax as fd
+from flexdraft_jax.data.chat import EncodedTurn, build_byte_tokenizer
+from flexdraft_jax.data.pipeline import pack
+from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.training import loop
 from flexdraft_jax.training.config import TrainDraftConfig, TrainTargetConfig
 from flexdraft_jax.training.config_files import load_config
+from flexdraft_jax.training.rows import Rows
 from flexdraft_jax.training.target_loop import train_target
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -70,3 +76,47 @@ def interrupt_after_saving(
             yield
 
     return interruption
+
+
+@pytest.fixture(scope="session")
+def step_target() -> Target:
+    """All sizes are different, so that a weight can be told by its shape."""
+    config = fd.TargetConfig(
+        model_type="qwen3",
+        vocab_size=300,
+        hidden_size=24,
+        intermediate_size=40,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        qk_norm=True,
+        tie_word_embeddings=True,
+    )
+    return fd.init_target(config, jax.random.key(5))
+
+
+@pytest.fixture(scope="session")
+def step_draft(step_target: Target) -> Draft:
+    """A draft that is not merely the target's copy, so that no mistake hides."""
+    draft = fd.init_draft(
+        step_target, num_draft_layers=1, block_size=4, calibration_rank=8, rng=jax.random.key(0)
+    )
+    leaves, structure = jax.tree.flatten(draft.params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.03 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return Draft(draft.config, jax.tree.unflatten(structure, noisy))
+
+
+@pytest.fixture(scope="session")
+def step_rows() -> Rows:
+    """Two packed rows of several documents each, all tokens random."""
+    rng = np.random.default_rng(0)
+    turns = []
+    for _ in range(6):
+        prompt, response = int(rng.integers(3, 8)), int(rng.integers(6, 16))
+        tokens = rng.integers(0, 256, prompt + response).tolist()
+        turns.append(EncodedTurn(tokens, [False] * prompt + [True] * response))
+    packed = pack(turns, 64)
+    assert packed.tokens.shape[0] == 2
+    return Rows(**packed.arrays())

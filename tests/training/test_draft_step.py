@@ -1,7 +1,6 @@
-"""The drafter's step: what is trained, in which parts, and that it learns what decoding uses."""
+"""The drafter's step: what is trained, what it reports, and that it learns what decoding uses."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,48 +14,20 @@ from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.training.anchors import Groups
-from flexdraft_jax.training.config import TrainDraftConfig
+from flexdraft_jax.training.config import DraftStepConfig, TrainDraftConfig
+from flexdraft_jax.training.config_files import apply_overrides
 from flexdraft_jax.training.draft_step import (
     clean_pass,
     draft_logits,
     expected_logits,
     make_draft_step,
+    score_metrics,
 )
+from flexdraft_jax.training.objectives import SlotScores
 from flexdraft_jax.training.optimizer import TrainState, first_state, make_optimizer
 from flexdraft_jax.training.rows import Rows
 
 _N = 4  # block size
-
-
-@pytest.fixture(scope="module")
-def target(target_run: tuple[Target, Path]) -> Target:
-    return target_run[0]
-
-
-@pytest.fixture(scope="module")
-def draft(target: Target) -> Draft:
-    """A draft that is not merely the target's copy, so that no mistake hides."""
-    draft = fd.init_draft(
-        target, num_draft_layers=1, block_size=_N, calibration_rank=8, rng=jax.random.key(0)
-    )
-    leaves, structure = jax.tree.flatten(draft.params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.03 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return Draft(draft.config, jax.tree.unflatten(structure, noisy))
-
-
-@pytest.fixture(scope="module")
-def rows() -> Rows:
-    """Two packed rows of several documents each, all tokens random."""
-    rng = np.random.default_rng(0)
-    turns = []
-    for _ in range(6):
-        prompt, response = int(rng.integers(3, 8)), int(rng.integers(6, 16))
-        tokens = rng.integers(0, 256, prompt + response).tolist()
-        turns.append(EncodedTurn(tokens, [False] * prompt + [True] * response))
-    packed = pack(turns, 64)
-    assert packed.tokens.shape[0] == 2
-    return Rows(**packed.arrays())
 
 
 def _state(config: TrainDraftConfig, draft: Draft) -> TrainState:
@@ -64,73 +35,131 @@ def _state(config: TrainDraftConfig, draft: Draft) -> TrainState:
 
 
 def test_loss_falls_and_the_target_stays(
-    draft_config: TrainDraftConfig, target: Target, draft: Draft, rows: Rows
+    draft_config: TrainDraftConfig, step_target: Target, step_draft: Draft, step_rows: Rows
 ) -> None:
     config = dataclasses.replace(
         draft_config, train=dataclasses.replace(draft_config.train, steps=60, learning_rate=1e-2)
     )
-    before = jax.tree.map(np.array, target.params)
-    step = make_draft_step(config, target, make_optimizer(config.train))
-    state = _state(config, draft)
+    before = jax.tree.map(np.array, step_target.params)
+    step = make_draft_step(config, step_target, make_optimizer(config.train))
+    state = _state(config, step_draft)
     losses = []
     for _ in range(50):
-        state, metrics = step(state, rows)
+        state, metrics = step(state, step_rows)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
-    jax.tree.map(np.testing.assert_array_equal, target.params, before)
-    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.params, draft.params)
+    jax.tree.map(np.testing.assert_array_equal, step_target.params, before)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.params, step_draft.params)
     assert jax.tree.all(moved), "every draft parameter is reached by the gradient"
 
 
 def test_state_holds_three_copies_of_the_draft_and_nothing_of_the_target(
-    draft_config: TrainDraftConfig, draft: Draft
+    draft_config: TrainDraftConfig, step_draft: Draft
 ) -> None:
     def size(tree: object) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
-    state = _state(draft_config, draft)
+    state = _state(draft_config, step_draft)
     # Parameters, and AdamW's two means; the rest are step counters.
-    assert 0 <= size(state) - 3 * size(draft.params) <= 64
+    assert 0 <= size(state) - 3 * size(step_draft.params) <= 64
+
+
+def test_metrics_say_how_good_each_slot_and_each_row_is() -> None:
+    counted = np.ones((3, 2, 2), bool)
+    counted[0, 1] = False
+    losses = np.arange(12.0).reshape(3, 2, 2) * counted
+    losses[2, 0, 0] = np.nan
+    right = np.zeros((3, 2, 2), bool)
+    right[:2, :, 0] = True
+    metrics = score_metrics(SlotScores(losses, np.full((3, 2, 2), 0.5), right), counted)
+    np.testing.assert_array_equal(metrics["row_loss"], [(0 + 1) / 2, (4 + 5 + 6 + 7) / 4, np.nan])
+    assert np.isnan(metrics["loss"])
+    np.testing.assert_allclose(metrics["slots"], [3 / 5, 0])
+    assert metrics["expected_tau"] == 1 + 0.5 + 0.25
+
+
+def test_bfloat16_computes_and_float32_keeps(
+    draft_config: TrainDraftConfig, step_target: Target, step_draft: Draft, step_rows: Rows
+) -> None:
+    config = dataclasses.replace(
+        draft_config,
+        # So small that bfloat16 parameters would not move at all.
+        train=dataclasses.replace(draft_config.train, learning_rate=1e-6, warmup_fraction=0.1),
+        step=DraftStepConfig(compute_dtype="bfloat16", chunk=2),
+    )
+    half = Draft(step_draft.config, jax.tree.map(lambda x: x.astype("bfloat16"), step_draft.params))
+    step = make_draft_step(config, step_target, make_optimizer(config.train))
+    state = _state(config, half)
+    for _ in range(3):  # The first has rate 0.
+        state, metrics = step(state, step_rows)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim}
+    assert dtypes == {jnp.dtype("float32")}
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.params, half.params)
+    assert jax.tree.all(moved)
+    assert 0 < metrics["learning_rate"] <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.terms.forward_kl": 0.0}, "objective.terms are all 0: at least one of cross_"),
+        ({"step.chunk": 3}, "step.chunk=3: must divide anchors=8, or be 0"),
+        ({"step.microbatches": 3}, "step.microbatches=3: must divide train.batch_size=4"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    draft_config: TrainDraftConfig, step_target: Target, changes: dict[str, float], message: str
+) -> None:
+    config = apply_overrides(draft_config, [f"{name}={value}" for name, value in changes.items()])
+    with pytest.raises(ValueError, match=message):
+        make_draft_step(config, step_target, make_optimizer(config.train))
 
 
 def test_neighbours_and_later_tokens_do_not_reach_a_group(
-    target: Target, draft: Draft, rows: Rows
+    step_target: Target, step_draft: Draft, step_rows: Rows
 ) -> None:
-    model, params = flexdraft_model(target, draft), flexdraft_variables(target, draft)["params"]
+    model = flexdraft_model(step_target, step_draft)
+    params = flexdraft_variables(step_target, step_draft)["params"]
     anchors = np.array([[9], [9]], np.int32)
 
     @jax.jit
     def logits(tokens: jax.Array) -> jax.Array:
-        changed = rows.replace(tokens=tokens)
+        changed = step_rows.replace(tokens=tokens)
         labels = jnp.zeros((2, 1, _N), jnp.int32)
         groups = Groups(anchors, labels, labels > 0)
         clean = clean_pass(model, params, changed)
         return draft_logits(model, params, clean, changed, groups)
 
-    original = np.asarray(logits(rows.tokens))
-    visible = (rows.segment_ids == rows.segment_ids[0, 9]) & (np.arange(64) <= 9)
-    other = np.where(visible, rows.tokens, (rows.tokens + 1) % 256)
+    original = np.asarray(logits(step_rows.tokens))
+    visible = (step_rows.segment_ids == step_rows.segment_ids[0, 9]) & (np.arange(64) <= 9)
+    other = np.where(visible, step_rows.tokens, (step_rows.tokens + 1) % 256)
     np.testing.assert_array_equal(np.asarray(logits(other))[0], original[0])
-    own = np.array(rows.tokens)
+    own = np.array(step_rows.tokens)
     own[0, 9] = (own[0, 9] + 1) % 256
     assert np.any(np.asarray(logits(own))[0] != original[0])
 
 
-def test_training_sees_what_decoding_does(target: Target, draft: Draft) -> None:
+def test_training_sees_what_decoding_does(step_target: Target, step_draft: Draft) -> None:
     """Drafts from packed rows, walked through by hand, are accepted just as in real decoding."""
     rng = np.random.default_rng(3)
     prompts = [rng.integers(0, 256, length).tolist() for length in (5, 9, 13)]
     out = fd.generate(
-        target, draft, prompts, max_new_tokens=20, schedule="sequential", confidence_threshold=0.0
+        step_target,
+        step_draft,
+        prompts,
+        max_new_tokens=20,
+        schedule="sequential",
+        confidence_threshold=0.0,
     )
-    plain = fd.generate(target, None, prompts, max_new_tokens=40, schedule="ar")
+    plain = fd.generate(step_target, None, prompts, max_new_tokens=40, schedule="ar")
     turns = [
         EncodedTurn(prompt + tokens, [False] * len(prompt) + [True] * len(tokens))
         for prompt, tokens in zip(prompts, plain.tokens, strict=True)
     ]
     rows = Rows(**pack(turns, 192).arrays())
     assert rows.tokens.shape[0] == 1
-    model, params = flexdraft_model(target, draft), flexdraft_variables(target, draft)["params"]
+    model = flexdraft_model(step_target, step_draft)
+    params = flexdraft_variables(step_target, step_draft)["params"]
     anchors = np.arange(192 - _N, dtype=np.int32)[None]
     labels = rows.tokens[0][anchors[..., None] + 1 + np.arange(_N)]
     groups = Groups(anchors, labels, np.ones_like(labels, bool))
