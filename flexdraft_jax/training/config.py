@@ -168,6 +168,15 @@ class DraftStepConfig:
         if self.chunk < 0:
             raise ValueError(f"step.chunk={self.chunk}: must be at least 1, or 0 for all groups")
 
+    def check(self, batch_size: int, anchors: int) -> None:
+        """Raises ValueError where rows or groups do not fall into equal parts."""
+        if batch_size % self.microbatches:
+            raise ValueError(
+                f"step.microbatches={self.microbatches}: must divide batch_size={batch_size}"
+            )
+        if self.chunk and anchors % self.chunk:
+            raise ValueError(f"step.chunk={self.chunk}: must divide anchors={anchors}, or be 0")
+
 
 @dataclass(frozen=True)
 class DraftEvalConfig:

@@ -92,15 +92,7 @@ def check_step(config: TrainDraftConfig) -> None:
     if not any(vars(config.objective.terms).values()):
         names = ", ".join(vars(config.objective.terms))
         raise ValueError(f"objective.terms are all 0: at least one of {names} must count")
-    if config.train.batch_size % config.step.microbatches:
-        raise ValueError(
-            f"step.microbatches={config.step.microbatches}: must divide "
-            f"train.batch_size={config.train.batch_size}"
-        )
-    if config.step.chunk and config.anchors % config.step.chunk:
-        raise ValueError(
-            f"step.chunk={config.step.chunk}: must divide anchors={config.anchors}, or be 0"
-        )
+    config.step.check(config.train.batch_size, config.anchors)
 
 
 def loss_and_gradients(
@@ -159,9 +151,10 @@ def score_groups(
     remat: bool = False,
 ) -> SlotScores:
     """Scores of slots 1..n-1 of some groups, differentiable in `params["draft"]`."""
+    hidden = draft_hidden(model, params, clean, rows, groups, remat)
     return score_slots(
         objective,
-        draft_logits(model, params, clean, rows, groups, remat),
+        draft_logits(model, params, hidden, groups),
         groups.labels[:, :, 1:],
         expected_logits(model, params, clean, groups),
         groups.counted[:, :, 1:],
@@ -185,7 +178,7 @@ def clean_pass(model: FlexDraft, params: Params, rows: Rows) -> PackedPass:
     return _apply(model, params, "packed_clean_pass", rows.tokens, *places)
 
 
-def draft_logits(
+def draft_hidden(
     model: FlexDraft,
     params: Params,
     clean: PackedPass,
@@ -193,17 +186,26 @@ def draft_logits(
     groups: Groups,
     remat: bool = False,
 ) -> jax.Array:
+    """Final-normed hidden states of slots 1..n-1, [B, A, n-1, E]."""
+    places = (rows.positions, rows.segment_ids, groups.anchors, groups.labels.shape[-1])
+    return _apply(model, params, "packed_draft_pass", clean, *places, remat)[:, :, 1:]
+
+
+def draft_logits(model: FlexDraft, params: Params, hidden: jax.Array, groups: Groups) -> jax.Array:
     """Calibrated logits of slots 1..n-1.
 
     The calibration gets the token at slot 0 as the bonus, as after verification in decoding.
 
+    Args:
+        model: of both parameter trees.
+        params: both trees.
+        hidden: [B, A, n-1, E], of `draft_hidden`.
+        groups: of the same slots.
+
     Returns:
         [B, A, n-1, V] float32, differentiable in the draft parameters.
     """
-    bonus, block_size = groups.labels[:, :, :1], groups.labels.shape[-1]
-    places = (rows.positions, rows.segment_ids, groups.anchors)
-    hidden = _apply(model, params, "packed_draft_pass", clean, *places, block_size, remat)
-    return _apply(model, params, "draft_logits", hidden[:, :, 1:], bonus)
+    return _apply(model, params, "draft_logits", hidden, groups.labels[:, :, :1])
 
 
 def expected_logits(

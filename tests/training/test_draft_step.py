@@ -18,6 +18,7 @@ from flexdraft_jax.training.config import DraftStepConfig, TrainDraftConfig
 from flexdraft_jax.training.config_files import apply_overrides
 from flexdraft_jax.training.draft_step import (
     clean_pass,
+    draft_hidden,
     draft_logits,
     expected_logits,
     make_draft_step,
@@ -104,7 +105,7 @@ def test_bfloat16_computes_and_float32_keeps(
     [
         ({"objective.terms.forward_kl": 0.0}, "objective.terms are all 0: at least one of cross_"),
         ({"step.chunk": 3}, "step.chunk=3: must divide anchors=8, or be 0"),
-        ({"step.microbatches": 3}, "step.microbatches=3: must divide train.batch_size=4"),
+        ({"step.microbatches": 3}, "step.microbatches=3: must divide batch_size=4"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(
@@ -128,7 +129,8 @@ def test_neighbours_and_later_tokens_do_not_reach_a_group(
         labels = jnp.zeros((2, 1, _N), jnp.int32)
         groups = Groups(anchors, labels, labels > 0)
         clean = clean_pass(model, params, changed)
-        return draft_logits(model, params, clean, changed, groups)
+        hidden = draft_hidden(model, params, clean, changed, groups)
+        return draft_logits(model, params, hidden, groups)
 
     original = np.asarray(logits(step_rows.tokens))
     visible = (step_rows.segment_ids == step_rows.segment_ids[0, 9]) & (np.arange(64) <= 9)
@@ -167,7 +169,8 @@ def test_training_sees_what_decoding_does(step_target: Target, step_draft: Draft
     @jax.jit
     def predictions(rows: Rows) -> tuple[jax.Array, jax.Array]:
         clean = clean_pass(model, params, rows)
-        logits = draft_logits(model, params, clean, rows, groups)
+        hidden = draft_hidden(model, params, clean, rows, groups)
+        logits = draft_logits(model, params, hidden, groups)
         expected = expected_logits(model, params, clean, groups)
         return jnp.argmax(logits, -1), jnp.argmax(expected, -1)
 

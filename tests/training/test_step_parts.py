@@ -20,7 +20,12 @@ from flexdraft_jax.models.flexdraft import FlexDraft
 from flexdraft_jax.models.target import Params, Target, target_shapes
 from flexdraft_jax.training.anchors import Groups, sample_groups
 from flexdraft_jax.training.config import DraftStepConfig, ObjectiveConfig
-from flexdraft_jax.training.draft_step import clean_pass, loss_and_gradients, score_groups
+from flexdraft_jax.training.draft_step import (
+    clean_pass,
+    draft_hidden,
+    loss_and_gradients,
+    score_groups,
+)
 from flexdraft_jax.training.objectives import SlotScores
 from flexdraft_jax.training.rows import Rows
 
@@ -84,7 +89,7 @@ def test_parts_add_up_to_the_whole(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, whole)
 
 
-def test_chunks_and_remat_take_less_memory(step_target: Target) -> None:
+def test_chunks_take_less_memory(step_target: Target) -> None:
     """With a vocabulary that dwarfs the model, as it does in practice."""
     config = dataclasses.replace(step_target.config, vocab_size=8192)
     model = FlexDraft(config, DraftConfig(num_draft_layers=1, block_size=4, calibration_rank=8))
@@ -96,6 +101,28 @@ def test_chunks_and_remat_take_less_memory(step_target: Target) -> None:
     whole = temporary_bytes(_WHOLE)
     assert whole > 2 * 32 * 3 * 8192 * 4, "the logits of all groups"
     assert temporary_bytes(DraftStepConfig(chunk=2)) < whole / 6
+
+
+def test_remat_keeps_less_for_the_gradient(step_target: Target) -> None:
+    """By what the forward pass leaves for the backward pass; one compiler may undo it."""
+    config = dataclasses.replace(step_target.config, num_layers=2, layer_windows=())
+    model = FlexDraft(config, DraftConfig(num_draft_layers=2, block_size=4, calibration_rank=8))
+    shapes = _shapes(model, anchors=32)
+
+    def kept_bytes(remat: bool) -> int:
+        def backward(target: Params, draft: Params, rows: Rows, groups: Groups) -> Any:
+            clean = clean_pass(model, {"target": target}, rows)
+
+            def slots(draft: Params) -> jax.Array:
+                both = {"target": target, "draft": draft}
+                return draft_hidden(model, both, clean, rows, groups, remat)
+
+            return jax.vjp(slots, draft)[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(backward, *shapes))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+    assert kept_bytes(remat=True) < kept_bytes(remat=False) / 4
 
 
 def _shapes(model: FlexDraft, anchors: int) -> tuple[Any, ...]:
@@ -230,6 +257,7 @@ print(json.dumps({"devices": len(spread.params["mask_embedding"].sharding.device
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does() -> None:
     environment = {
         **os.environ,
