@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 from absl import app, flags
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
     def progress(line: str) -> None:
         console.print(line, style="dim", markup=False)
 
+    compute_dtype: Literal["float32", "bfloat16"] = _COMPUTE_DTYPE.value
     with bad_input_exits():
         settings = StepBenchmarkSettings(
             DraftConfig(_DRAFT_LAYERS.value, _BLOCK_SIZE.value, _CALIBRATION_RANK.value),
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
             sequence_length=_SEQUENCE_LENGTH.value,
             anchors=_ANCHORS.value,
             step=DraftStepConfig(
-                compute_dtype=_COMPUTE_DTYPE.value,
+                compute_dtype=compute_dtype,
                 microbatches=_MICROBATCHES.value,
                 chunk=_CHUNK.value,
                 remat=_REMAT.value,

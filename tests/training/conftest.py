@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 import flexdraft_jax as fd
 from flexdraft_jax.data.chat import EncodedTurn, build_byte_tokenizer
 from flexdraft_jax.data.pipeline import pack
-from flexdraft_jax.models.draft import Draft
-from flexdraft_jax.models.target import Target
+from flexdraft_jax.models.draft import Draft, draft_shapes
+from flexdraft_jax.models.target import Params, Target, target_shapes
 from flexdraft_jax.training import loop
 from flexdraft_jax.training.config import TrainDraftConfig, TrainTargetConfig
 from flexdraft_jax.training.config_files import load_config
@@ -78,6 +79,18 @@ def interrupt_after_saving(
     return interruption
 
 
+def random_params(shapes: Params, seed: int) -> Params:
+    """Weights of the given shapes; drawn by NumPy, as initialising them in JAX takes seconds."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        # Matrices keep the size of what they multiply; vectors are mostly scales of norms.
+        return jnp.asarray(noise / leaf.shape[0] ** 0.5 if leaf.ndim == 2 else 1 + 0.1 * noise)
+
+    return jax.tree.map(draw, shapes)
+
+
 @pytest.fixture(scope="session")
 def step_target() -> Target:
     """All sizes are different, so that a weight can be told by its shape."""
@@ -93,19 +106,21 @@ def step_target() -> Target:
         qk_norm=True,
         tie_word_embeddings=True,
     )
-    return fd.init_target(config, jax.random.key(5))
+    return Target(config, random_params(target_shapes(config), seed=0))
 
 
 @pytest.fixture(scope="session")
 def step_draft(step_target: Target) -> Draft:
-    """A draft that is not merely the target's copy, so that no mistake hides."""
-    draft = fd.init_draft(
-        step_target, num_draft_layers=1, block_size=4, calibration_rank=8, rng=jax.random.key(0)
+    """A draft near the target's own projections, but not their copy, so that no mistake hides."""
+    config = fd.DraftConfig(num_draft_layers=1, block_size=4, calibration_rank=8)
+    params = random_params(draft_shapes(step_target.config, config), seed=1)
+    params["layers_0"] = jax.tree.map(
+        lambda own, noise: own + 0.03 * noise,
+        step_target.params["layers_2"]["attention"],
+        params["layers_0"],
     )
-    leaves, structure = jax.tree.flatten(draft.params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.03 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return Draft(draft.config, jax.tree.unflatten(structure, noisy))
+    params["calibration"] = jax.tree.map(lambda x: 0.03 * x, params["calibration"])
+    return Draft(config, params)
 
 
 @pytest.fixture(scope="session")
