@@ -44,6 +44,18 @@ class ParallelPass(NamedTuple):
     groups: jax.Array
 
 
+class PackedPass(NamedTuple):
+    """What the clean tokens of packed rows leave behind for training.
+
+    Attributes:
+        hidden: [B, T, E], final-normed.
+        fresh: keys and values [B, K, T, H] of each of the D draft layers; nothing of those below.
+    """
+
+    hidden: jax.Array
+    fresh: tuple[KeysValues, ...]
+
+
 class FlexDraft(nn.Module):
     """The frozen target and the trained draft, as two parameter trees side by side.
 
@@ -179,7 +191,7 @@ class FlexDraft(nn.Module):
 
     def packed_clean_pass(
         self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
-    ) -> CleanPass:
+    ) -> PackedPass:
         """Training: whole packed rows without a cache. Everything it returns is a constant.
 
         Args:
@@ -194,15 +206,17 @@ class FlexDraft(nn.Module):
             mask = masks.segment_mask(segment_ids, positions, layer.window)
             x, layer_fresh = layer(x, rope, mask)
             fresh.append(layer_fresh)
-        return jax.lax.stop_gradient(CleanPass(self.target.final_norm(x), tuple(fresh)))
+        constants = PackedPass(self.target.final_norm(x), tuple(fresh[self.split :]))
+        return jax.lax.stop_gradient(constants)
 
     def packed_draft_pass(
         self,
-        clean: CleanPass,
+        clean: PackedPass,
         positions: jax.Array,
         segment_ids: jax.Array,
         anchors: jax.Array,
         block_size: int,
+        remat: bool = False,
     ) -> jax.Array:
         """Training: one mask group behind each anchor, through the draft layers.
 
@@ -212,6 +226,7 @@ class FlexDraft(nn.Module):
             segment_ids: [B, T], which document a token belongs to.
             anchors: [B, A] indices into T; anchor i's group lies at its position + 1 + (0..n-1).
             block_size: n.
+            remat: keep only each layer's input for the gradient, and compute the layer again.
 
         Returns:
             [B, A, n, E] final-normed. Slot j predicts the token at anchor + 1 + j.
@@ -220,17 +235,24 @@ class FlexDraft(nn.Module):
         start = jnp.take_along_axis(positions, anchors, axis=1) + 1  # [B, A]
         group_positions = (start[:, :, None] + jnp.arange(block_size)).reshape(batch, -1)
         rope = rope_tables(self.config, group_positions)
-        m = self._mask_tokens(batch, num_anchors * block_size)  # [B, A * n, E]
-        for own, (index, layer) in zip(self.draft.layers, self._draft_layers(), strict=True):
+
+        def layer_pass(model: FlexDraft, d: int, m: jax.Array) -> jax.Array:
+            own, layer = model.draft.layers[d], model.target.layers[model.split + d]
             window = layer.window
             anchor_mask = masks.anchor_mask(segment_ids, positions, anchors, block_size, window)
             group_mask = masks.own_group_mask(block_size, window)
             queries, groups = own.qkv(layer.input_norm(m), rope)
             values = attend(
                 queries,
-                [Part(clean.fresh[index], anchor_mask), Part(groups, group_mask, num_anchors)],
+                [Part(clean.fresh[d], anchor_mask), Part(groups, group_mask, num_anchors)],
             )
-            m = layer.feed_forward(m + own.output(values))
+            return layer.feed_forward(m + own.output(values))
+
+        if remat:
+            layer_pass = nn.remat(layer_pass, static_argnums=(1,))
+        m = self._mask_tokens(batch, num_anchors * block_size)  # [B, A * n, E]
+        for d in range(len(clean.fresh)):
+            m = layer_pass(self, d, m)
         return self.target.final_norm(m).reshape(batch, num_anchors, block_size, -1)
 
     def target_logits(self, hidden: jax.Array) -> jax.Array:

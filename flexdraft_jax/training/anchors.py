@@ -29,10 +29,14 @@ class Groups:
 
 
 def sample_groups(rng: jax.Array, rows: Rows, *, num_anchors: int, block_size: int) -> Groups:
-    """Draws different anchors, all places being equally likely, and looks up their labels.
+    """Draws different anchors, document by document, and looks up their labels.
 
     A place is fit if the two tokens after it, the bonus and the first draft, belong to a response
     in the same document. The place itself may be the last token of a prompt, as after prefill.
+
+    Every draw weighs the places that are left by 1 / the fit places of their document: the first
+    anchor falls into each document equally often, however short it is, and a document whose places
+    are used up leaves the rest to the others.
 
     Args:
         rng: a `jax.random.key`.
@@ -50,14 +54,22 @@ def sample_groups(rng: jax.Array, rows: Rows, *, num_anchors: int, block_size: i
         )
     places = jnp.broadcast_to(jnp.arange(length), rows.tokens.shape)
     fit = _counted(places, rows, 2)[..., 1]  # [B, T]
-    scores = jnp.where(fit, jax.random.uniform(rng, places.shape), -1.0)
+    # The largest of log(weight) + Gumbel noise are a draw without replacement by these weights.
+    noise = jax.random.gumbel(rng, places.shape)
+    scores = jnp.where(fit, noise - jnp.log(_fit_in_document(rows.segment_ids, fit)), -jnp.inf)
     best, anchors = jax.lax.top_k(scores, num_anchors)  # [B, A]
-    found = best >= 0
+    found = jnp.isfinite(best)
     anchors = jnp.where(found, anchors, 0)
     counted = _counted(anchors, rows, block_size)
     counted &= found[..., None] & (jnp.arange(block_size) > 0)
     labels, _ = _after(rows.tokens, anchors, block_size)
     return Groups(anchors, labels, counted)
+
+
+def _fit_in_document(segment_ids: jax.Array, fit: jax.Array) -> jax.Array:
+    """How many fit places the document of each token has: [B, T] ids, [B, T] bool -> [B, T]."""
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]  # [B, T, T], fused into the sum
+    return jnp.sum(same & fit[:, None, :], axis=-1)
 
 
 def _counted(anchors: jax.Array, rows: Rows, block_size: int) -> jax.Array:

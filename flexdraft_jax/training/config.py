@@ -121,13 +121,61 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """The drafter's loss: a divergence per slot, times a weight per slot."""
+class ObjectiveTerms:
+    """How much each divergence counts in a slot's loss; any mixture, 0 leaves a term out.
 
-    divergence: Literal["forward_kl", "cross_entropy"] = "forward_kl"  # What a slot is pulled to.
+    Say `0.1 * cross_entropy + 0.9 * total_variation` to finish a drafter for temperature > 0. The
+    functions of these names are in :mod:`flexdraft_jax.training.objectives`.
+    """
+
+    cross_entropy: float = 0.0  # Pulls to the label alone; all that is left of KL for sure labels.
+    forward_kl: float = 1.0  # Pulls to the target's whole distribution, covering all of it.
+    total_variation: float = 0.0  # One minus the chance of acceptance; hardly pulls from afar.
+    negative_log_acceptance: float = 0.0  # The same goal with a pull that lasts from afar.
+    lk_hybrid: float = 0.0  # From forward KL to total variation, slot by slot, as drafts improve.
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"objective.terms.{name}={value}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The drafter's loss: a mixture of divergences per slot, times a weight per slot."""
+
+    terms: ObjectiveTerms = field(default_factory=ObjectiveTerms)
     slot_weights: Literal["running_acceptance", "exponential", "uniform"] = "running_acceptance"
     gamma: float = 4.0  # "exponential": slot j counts exp(-(j-1)/gamma).
     alpha: float = 0.5  # "running_acceptance": share of a draft's acceptance taken for granted.
+    eta: float = 3.0  # "lk_hybrid": larger turns to total variation at a lower acceptance.
+
+
+@dataclass(frozen=True)
+class DraftStepConfig:
+    """How a step is computed: none of it changes what is computed, beyond rounding."""
+
+    # Of hidden states, gradients of one chunk and the target; parameters and the optimizer's
+    # state are float32 always. "bfloat16" halves memory and is what accelerators multiply fast.
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    microbatches: int = 1  # Parts that the rows are worked off in; more take less memory.
+    chunk: int = 0  # Mask groups of each row worked off at a time, 0 all: bounds logits' memory.
+    remat: bool = False  # Recompute draft layers in the backward pass; allows a larger chunk.
+
+    def __post_init__(self) -> None:
+        if self.microbatches < 1:
+            raise ValueError(f"step.microbatches={self.microbatches}: must be at least 1")
+        if self.chunk < 0:
+            raise ValueError(f"step.chunk={self.chunk}: must be at least 1, or 0 for all groups")
+
+    def check(self, batch_size: int, anchors: int) -> None:
+        """Raises ValueError where rows or groups do not fall into equal parts."""
+        if batch_size % self.microbatches:
+            raise ValueError(
+                f"step.microbatches={self.microbatches}: must divide batch_size={batch_size}"
+            )
+        if self.chunk and anchors % self.chunk:
+            raise ValueError(f"step.chunk={self.chunk}: must divide anchors={anchors}, or be 0")
 
 
 @dataclass(frozen=True)
@@ -147,6 +195,7 @@ class TrainDraftConfig:
     data: RolloutConfig
     train: OptimizerConfig
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    step: DraftStepConfig = field(default_factory=DraftStepConfig)
     eval: DraftEvalConfig = field(default_factory=DraftEvalConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # Of the weights in export/.

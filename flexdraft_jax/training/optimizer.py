@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import struct
 
@@ -20,12 +21,27 @@ class TrainState:
     Attributes:
         step: [] int32, steps already taken.
         params: the trained parameters, and nothing else: a frozen target never stands here.
+            Float32 whatever a step computes in, as bfloat16 would round small updates away.
         opt_state: optax's state for exactly these parameters.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+
+
+def first_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, with float32 copies of `params`: donating it is safe."""
+    masters = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+    return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
+
+
+def apply_gradients(
+    state: TrainState, gradients: Params, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state after one step of the optimizer; `gradients` are shaped like the parameters."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:

@@ -4,14 +4,21 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from flexdraft_jax.data.chat import build_byte_tokenizer
-from flexdraft_jax.models.target import Target
+import flexdraft_jax as fd
+from flexdraft_jax.data.chat import EncodedTurn, build_byte_tokenizer
+from flexdraft_jax.data.pipeline import pack
+from flexdraft_jax.models.draft import Draft, draft_shapes
+from flexdraft_jax.models.target import Params, Target, target_shapes
 from flexdraft_jax.training import loop
 from flexdraft_jax.training.config import TrainDraftConfig, TrainTargetConfig
 from flexdraft_jax.training.config_files import load_config
+from flexdraft_jax.training.rows import Rows
 from flexdraft_jax.training.target_loop import train_target
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -70,3 +77,61 @@ def interrupt_after_saving(
             yield
 
     return interruption
+
+
+def random_params(shapes: Params, seed: int) -> Params:
+    """Weights of the given shapes; drawn by NumPy, as initialising them in JAX takes seconds."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        # Matrices keep the size of what they multiply; vectors are mostly scales of norms.
+        return jnp.asarray(noise / leaf.shape[0] ** 0.5 if leaf.ndim == 2 else 1 + 0.1 * noise)
+
+    return jax.tree.map(draw, shapes)
+
+
+@pytest.fixture(scope="session")
+def step_target() -> Target:
+    """All sizes are different, so that a weight can be told by its shape."""
+    config = fd.TargetConfig(
+        model_type="qwen3",
+        vocab_size=300,
+        hidden_size=24,
+        intermediate_size=40,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        qk_norm=True,
+        tie_word_embeddings=True,
+    )
+    return Target(config, random_params(target_shapes(config), seed=0))
+
+
+@pytest.fixture(scope="session")
+def step_draft(step_target: Target) -> Draft:
+    """A draft near the target's own projections, but not their copy, so that no mistake hides."""
+    config = fd.DraftConfig(num_draft_layers=1, block_size=4, calibration_rank=8)
+    params = random_params(draft_shapes(step_target.config, config), seed=1)
+    params["layers_0"] = jax.tree.map(
+        lambda own, noise: own + 0.03 * noise,
+        step_target.params["layers_2"]["attention"],
+        params["layers_0"],
+    )
+    params["calibration"] = jax.tree.map(lambda x: 0.03 * x, params["calibration"])
+    return Draft(config, params)
+
+
+@pytest.fixture(scope="session")
+def step_rows() -> Rows:
+    """Two packed rows of several documents each, all tokens random."""
+    rng = np.random.default_rng(0)
+    turns = []
+    for _ in range(6):
+        prompt, response = int(rng.integers(3, 8)), int(rng.integers(6, 16))
+        tokens = rng.integers(0, 256, prompt + response).tolist()
+        turns.append(EncodedTurn(tokens, [False] * prompt + [True] * response))
+    packed = pack(turns, 64)
+    assert packed.tokens.shape[0] == 2
+    return Rows(**packed.arrays())

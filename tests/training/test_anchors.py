@@ -78,6 +78,26 @@ def test_the_last_prompt_token_can_be_an_anchor_and_all_fit_places_are_drawn() -
     assert seen == set(range(3, 10))  # 3 ends the prompt; behind 9 there are two tokens left.
 
 
+def test_every_document_is_drawn_equally_often_at_first() -> None:
+    """Three documents with 2, 6 and 30 fit places: one anchor falls into each a third of times."""
+    places, prompt = [2, 6, 30], 3
+    # A response of m + 1 tokens has m fit places: the last token of the prompt is one.
+    lengths = [prompt + m + 1 for m in places]
+    segments = np.repeat([1, 2, 3], lengths)[None]
+    response = np.concatenate([np.arange(length) >= prompt for length in lengths])[None]
+    rows = Rows(segments, segments, segments, response)
+    keys = jax.random.split(jax.random.key(0), 600)
+    groups = jax.vmap(lambda key: _sample(key, rows, num_anchors=8, block_size=_BLOCK))(keys)
+    document = segments[0][np.asarray(groups.anchors)[:, 0]]  # [600, 8], in the order of draws
+
+    first = np.bincount(document[:, 0], minlength=4)[1:] / 600
+    np.testing.assert_allclose(first, 1 / 3, atol=0.07)
+    # By places alone, eight anchors would leave the shortest document out in more than half of
+    # the rows; now it is nearly always there.
+    assert np.mean(np.any(document == 1, axis=1)) > 0.9
+    assert np.all(np.sum(document == 1, axis=1) <= 2)
+
+
 def test_too_many_anchors_are_refused() -> None:
     row = np.ones((1, 8), np.int32)
     with pytest.raises(ValueError, match="anchors=9: must be between 1 and .* 8"):
