@@ -13,7 +13,8 @@ from flexdraft_jax.checkpoints.hf import load_target
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import load_config
 from flexdraft_jax.training.draft_loop import train_draft
-from flexdraft_jax.training.loop import TrainingDiverged
+from flexdraft_jax.training.preemption import TrainingStopped
+from flexdraft_jax.training.watch import TrainingDiverged
 
 _CONFIG = flags.DEFINE_string("config", "configs/default_draft.py", "Python file of the run.")
 _TARGET = flags.DEFINE_string("target", "runs/target/export", "Directory of the target model.")
@@ -33,6 +34,9 @@ def main(argv: Sequence[str]) -> None:
         train_draft(config, target, tokenizer, _WORK_DIR.value)
     except (ValueError, OSError, TrainingDiverged) as error:
         raise SystemExit(f"train_draft: {error}") from error
+    except TrainingStopped as stopped:
+        print(f"train_draft: {stopped}")
+        raise SystemExit(stopped.exit_code) from None
     print(f"saved to {_WORK_DIR.value}/export")
 
 

@@ -179,7 +179,7 @@ def _is_axes(node: Any) -> bool:
 
 def _spec(
     mesh: Mesh,
-    axes: tuple[str | None, ...],
+    axes: tuple[str, ...],
     shape: tuple[int, ...],
     heads: Mapping[str, int],
 ) -> PartitionSpec:
@@ -201,5 +201,5 @@ def _spec(
     for name in used:
         if used.count(name) > 1:
             both = [axis for axis, mesh_axes in zip(axes, spec, strict=True) if name in mesh_axes]
-            raise ValueError(f"{' and '.join(map(str, both))} of shape {shape} both lie on {name}")
+            raise ValueError(f"{' and '.join(both)} of shape {shape} both lie on {name}")
     return PartitionSpec(*(mesh_axes or None for mesh_axes in spec))

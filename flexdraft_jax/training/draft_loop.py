@@ -23,13 +23,16 @@ from flexdraft_jax.data.builder import prepare_rows, source_of_turns
 from flexdraft_jax.data.held_out import default_prompts
 from flexdraft_jax.data.pipeline import row_loader
 from flexdraft_jax.evaluation.measure import evaluate_prompts
-from flexdraft_jax.models.draft import Draft, init_draft
+from flexdraft_jax.models.draft import Draft, draft_logical_axes, init_draft
 from flexdraft_jax.models.flexdraft import CleanPass, FlexDraft, flexdraft_model
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import make_mesh, shardings
 from flexdraft_jax.training.anchors import Groups, sample_groups
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import DraftEvalConfig, TrainDraftConfig
-from flexdraft_jax.training.loop import EvaluateFn, StepFn, fit
+from flexdraft_jax.training.distributed import place_state
+from flexdraft_jax.training.flops import draft_step_flops
+from flexdraft_jax.training.loop import EvaluateFn, StepFn, fit, mean_tau
 from flexdraft_jax.training.objectives import draft_loss
 from flexdraft_jax.training.optimizer import Params, TrainState, make_optimizer
 from flexdraft_jax.training.progress import track
@@ -67,7 +70,7 @@ def train_draft(
         calibration_rank=config.model.calibration_rank,
         rng=jax.random.key(config.seed),
     )
-    prepare_work_dir(work_dir, config, target=target_fingerprint(target))
+    provenance = prepare_work_dir(work_dir, config, target=target_fingerprint(target))
     with track("the target writes its responses", config.data.rollouts) as advance:
         turns = write_rollouts(target, tokenizer, config.data, work_dir / "rollouts", advance)
     rows = prepare_rows(
@@ -76,14 +79,31 @@ def train_draft(
         data_dir=work_dir / "data",
     )
     optimizer = make_optimizer(config.train)
+    mesh = make_mesh()
+    axes = draft_logical_axes(target.config, draft.config)
     state = fit(
-        TrainState(jnp.zeros((), jnp.int32), draft.params, optimizer.init(draft.params)),
+        place_state(
+            mesh,
+            TrainState(jnp.zeros((), jnp.int32), draft.params, optimizer.init(draft.params)),
+            shardings(mesh, axes, draft.params, target.config),
+        ),
         make_draft_step(config, target, draft, optimizer),
         row_loader(rows["train"], batch_size=config.train.batch_size, seed=config.seed),
+        mesh=mesh,
+        batch_size=config.train.batch_size,
         total_steps=config.train.steps,
         config=config.loop,
         work_dir=work_dir,
+        provenance=provenance,
         evaluate=make_tau(config.eval, target, draft.config, tokenizer),
+        score=mean_tau,
+        step_flops=draft_step_flops(
+            target.config,
+            draft.config,
+            batch_size=config.train.batch_size,
+            length=config.data.sequence_length,
+            anchors=config.anchors,
+        ),
     )
     trained = Draft(draft.config, state.params)
     save_draft(trained, target, work_dir / "export", dtype=config.export_dtype)

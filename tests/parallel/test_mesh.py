@@ -69,9 +69,7 @@ def test_query_heads_and_key_heads_are_never_cut() -> None:
     assert shardings(_mesh(tensor=4), axes, shapes, _target()).spec[1] is None
     config = _target(num_heads=6)
     with pytest.raises(ValueError, match="o_proj/kernel: heads of 6 .* tensor=4 parts"):
-        shardings(
-            _mesh(tensor=4), target_logical_axes(config), target_shapes(config), config
-        )
+        shardings(_mesh(tensor=4), target_logical_axes(config), target_shapes(config), config)
 
 
 def test_problems_name_the_array_and_the_numbers() -> None:

@@ -16,10 +16,10 @@ import flexdraft_jax as fd
 from flexdraft_jax.models.target import Target, TargetModel, init_target
 from flexdraft_jax.training import loop
 from flexdraft_jax.training.config import TrainTargetConfig
-from flexdraft_jax.training.loop import TrainingDiverged
 from flexdraft_jax.training.optimizer import TrainState, make_optimizer
 from flexdraft_jax.training.rows import Rows
 from flexdraft_jax.training.target_loop import make_target_step, next_token_loss, train_target
+from flexdraft_jax.training.watch import TrainingDiverged
 
 
 def _metrics(work_dir: Path) -> list[dict[str, float]]:
