@@ -79,7 +79,7 @@ class TrainCheckpoints:
         self.damaged = set_damaged_aside(self._directory) if is_main() else {}
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._provenance = dict(provenance)
-        best = checkpoint_managers.BestN(_score, n=1, keep_checkpoints_without_metrics=False)
+        best = checkpoint_managers.BestN(get_metric_fn=_score, n=1)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -190,11 +191,11 @@ class Agreement:
     """
 
     def __init__(self, mesh: Mesh):
-        """Prepares the reduction over all devices of `mesh`."""
+        """Agreement among the processes of `mesh`."""
         self._place = NamedSharding(mesh, PartitionSpec(MESH_AXES))
         self._shape = (mesh.size, 2)
         self._local = len(mesh.local_devices)
-        self._reduce = jax.jit(lambda wishes: jnp.max(wishes, 0), out_shardings=replicated(mesh))
+        self._everywhere = replicated(mesh)
 
     def ask(self, stop: int, save: bool) -> jax.Array:
         """Sends the number of a signal to stop for (0 for none) and whether it is time to save.
@@ -203,9 +204,13 @@ class Agreement:
             [2] int32: the largest number, and 1 if any process wants to save. `np.asarray` waits.
         """
         wishes = np.tile(np.array([stop, save], np.int32), (self._local, 1))
-        return self._reduce(
-            jax.make_array_from_process_local_data(self._place, wishes, self._shape)
-        )
+        spread = jax.make_array_from_process_local_data(self._place, wishes, self._shape)
+        return _largest(spread, self._everywhere)
+
+
+@partial(jax.jit, static_argnums=1)
+def _largest(wishes: jax.Array, everywhere: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.max(wishes, axis=0), everywhere)
 
 
 def _from_environment(value: int | None, name: str) -> int | None:
