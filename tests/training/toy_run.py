@@ -6,9 +6,12 @@ Tests import it; run as a program, it is one process of a run of several.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import json
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -24,11 +27,16 @@ from flexdraft_jax.data.pipeline import row_loader
 from flexdraft_jax.parallel.mesh import make_mesh, shardings
 from flexdraft_jax.training.config import LoopConfig, OptimizerConfig
 from flexdraft_jax.training.distributed import (
+    Agreement,
     batch_share,
+    from_main,
+    global_rows,
     initialize,
     is_main,
     local_copy,
+    main_first,
     place_state,
+    to_host,
 )
 from flexdraft_jax.training.loop import fit, mean_tau
 from flexdraft_jax.training.optimizer import TrainState, make_optimizer
@@ -168,17 +176,43 @@ def signalling(
     return signalled
 
 
+def talk(work_dir: Path, mesh: Mesh) -> dict[str, Any]:
+    """What this process hears from the others, with a batch of as many rows as devices."""
+    me, (index, count) = jax.process_index(), dataclasses.astuple(batch_share(mesh, mesh.size))
+    with main_first("a file"):
+        if is_main():
+            time.sleep(0.2)
+            (work_dir / "file").write_text("there")
+        found = (work_dir / "file").read_text()
+    own = np.arange(mesh.size).reshape(count, -1, 1)[index]
+    rows = global_rows(mesh, dict.fromkeys(Rows.__dataclass_fields__, own), mesh.size)
+    agreement = Agreement(mesh)
+    return {
+        "share": [index, count],
+        "rows": to_host(rows.tokens)[:, 0].tolist(),
+        "found": found,
+        "agreed": np.asarray(agreement.ask(15 * me, me == 0)).tolist(),
+        "nobody": np.asarray(agreement.ask(0, False)).tolist(),
+        "from_main": from_main({"tau": 1 / 3 + me, "other": me}),
+    }
+
+
 def main() -> None:
     """One process of several."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work_dir", type=Path)
     for name in ("data", "fsdp", "tensor"):
         parser.add_argument(f"--{name}", type=int, default=1)
+    parser.add_argument("--talk_only", action="store_true")
     parser.add_argument("--signal", default="")
     parser.add_argument("--signal_at", type=int, default=0)
     parser.add_argument("--signal_process", type=int, default=0)
     args = parser.parse_args()
     initialize()
+    if args.talk_only:
+        meshes = [make_mesh(data=2, fsdp=2), make_mesh(tensor=4)]
+        print("talked", json.dumps([talk(args.work_dir, mesh) for mesh in meshes]))
+        return
     mesh = make_mesh(args.data, args.fsdp, args.tensor)
     step = toy_step(mesh)
     if args.signal and args.signal_process == jax.process_index():
