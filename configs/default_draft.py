@@ -1,14 +1,20 @@
 """The drafter of the embedded default: Attention Tuning on the target's own responses.
 
-    python train/train_draft.py --config configs/default_draft.py --target runs/target/export \
-        --work_dir runs/draft
+    python train/make_conversations.py --count 2048 --seed 1 --output runs/prompts.jsonl
+    python train/regenerate.py --input runs/prompts.jsonl --output runs/conversations.jsonl \
+        --target runs/target_answers/export --max_new_tokens 256
+    python train/prepare_data.py --input runs/conversations.jsonl --output runs/data \
+        --target runs/target_answers/export --sequence_length 512
+    python train/train_draft.py --config configs/default_draft.py --data runs/data \
+        --target runs/target_answers/export --work_dir runs/draft
+    python train/export_draft.py --work_dir runs/draft --data runs/data \
+        --target runs/target_answers/export --output runs/draft/export
 """
 
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.training.config import (
     LoopConfig,
     OptimizerConfig,
-    RolloutConfig,
     TrainDraftConfig,
 )
 
@@ -17,7 +23,6 @@ def get_config() -> TrainDraftConfig:
     """Returns the configuration."""
     return TrainDraftConfig(
         model=DraftConfig(num_draft_layers=4, block_size=8, calibration_rank=64),
-        data=RolloutConfig(rollouts=2048, max_new_tokens=256),
         train=OptimizerConfig(
             steps=1100,
             batch_size=8,

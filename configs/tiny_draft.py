@@ -1,7 +1,7 @@
 """A drafter that trains in seconds, for the tiny target: tests and a first look at the tools.
 
     python train/train_draft.py --config configs/tiny_draft.py \
-        --target runs/tiny_target/export --work_dir runs/tiny_draft
+        --target runs/tiny_target/export --data runs/tiny_data --work_dir runs/tiny_draft
 """
 
 from flexdraft_jax.config import DraftConfig
@@ -9,7 +9,6 @@ from flexdraft_jax.training.config import (
     DraftEvalConfig,
     LoopConfig,
     OptimizerConfig,
-    RolloutConfig,
     TrainDraftConfig,
 )
 
@@ -18,15 +17,8 @@ def get_config() -> TrainDraftConfig:
     """Returns the configuration."""
     return TrainDraftConfig(
         model=DraftConfig(num_draft_layers=1, block_size=4, calibration_rank=8),
-        data=RolloutConfig(
-            rollouts=16,
-            domains=("word_problems",),
-            max_new_tokens=24,
-            chunk_size=8,
-            sequence_length=192,
-        ),
         train=OptimizerConfig(steps=20, batch_size=4, learning_rate=3e-3),
-        eval=DraftEvalConfig(domains=("word_problems",), prompts_per_domain=2, max_new_tokens=16),
+        eval=DraftEvalConfig(prompts_per_domain=2, max_new_tokens=16),
         loop=LoopConfig(log_every=1, eval_every=0),
         anchors=8,
     )

@@ -1,24 +1,36 @@
 """Trains a drafter for a target model (Attention Tuning); started again, it resumes.
 
-python train/train_draft.py --config configs/default_draft.py --target runs/target/export \
-    --work_dir runs/draft --set train.learning_rate=5e-4
+    python train/train_draft.py --config configs/default_draft.py --target path/to/target \
+        --data runs/data --work_dir runs/draft --set train.learning_rate=5e-4
+
+On a TPU pod, the same command with --pod on every host, and a work_dir that all of them see.
+Elsewhere, with --coordinator=HOST:PORT --num_processes=N --process_id=I on each machine.
 """
 
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from transformers import AutoTokenizer
 
-from flexdraft_jax.checkpoints.hf import load_target
+from flexdraft_jax.data.prepared import load_prepared
+from flexdraft_jax.evaluation.loading import load_models
+from flexdraft_jax.training import distributed
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import load_config
 from flexdraft_jax.training.draft_loop import train_draft
-from flexdraft_jax.training.loop import TrainingDiverged
+from flexdraft_jax.training.preemption import TrainingStopped
+from flexdraft_jax.training.watch import TrainingDiverged
 
 _CONFIG = flags.DEFINE_string("config", "configs/default_draft.py", "Python file of the run.")
-_TARGET = flags.DEFINE_string("target", "runs/target/export", "Directory of the target model.")
+_TARGET = flags.DEFINE_string(
+    "target", None, "Directory of the target; the embedded default if left out."
+)
+_DATA = flags.DEFINE_string("data", "runs/data", "Output of train/prepare_data.py.")
 _WORK_DIR = flags.DEFINE_string("work_dir", "runs/draft", "Where checkpoints and results go.")
 _SET = flags.DEFINE_multi_string("set", [], "Override, such as train.steps=100; repeatable.")
+_POD = flags.DEFINE_bool("pod", False, "Join the other hosts of a TPU pod.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,13 +39,23 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # orbax reports every rename.
     try:
+        distributed.initialize(
+            pod=_POD.value,
+            coordinator=_COORDINATOR.value,
+            num_processes=_NUM_PROCESSES.value,
+            process_id=_PROCESS_ID.value,
+        )
         config = load_config(_CONFIG.value, TrainDraftConfig, _SET.value)
-        target = load_target(_TARGET.value)
-        tokenizer = AutoTokenizer.from_pretrained(_TARGET.value)
-        train_draft(config, target, tokenizer, _WORK_DIR.value)
+        models = load_models(_TARGET.value, dtype=config.step.compute_dtype)
+        prepared = load_prepared(_DATA.value)
+        train_draft(config, models.target, models.tokenizer, prepared, _WORK_DIR.value)
     except (ValueError, OSError, TrainingDiverged) as error:
         raise SystemExit(f"train_draft: {error}") from error
-    print(f"saved to {_WORK_DIR.value}/export")
+    except TrainingStopped as stopped:
+        print(f"train_draft: {stopped}")
+        raise SystemExit(stopped.exit_code) from None
+    if distributed.is_main():
+        print(f"trained; now: python train/export_draft.py --work_dir {_WORK_DIR.value} ...")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What stored work belongs to: fingerprints of files and tokenizers, and a file of settings."""
+"""What stored work belongs to: fingerprints of files and models, and a file of settings."""
 
 import hashlib
 import json
@@ -6,7 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from transformers import PreTrainedTokenizerBase
+
+from flexdraft_jax.models.target import Target
 
 _HEAD_BYTES = 1 << 20
 _PROBE = "What is 2 + 2?\n\té 水 🙂  <|x|> don't DON'T 1234567.89"
@@ -17,6 +22,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items())
     parts = (vocabulary, tokenizer(_PROBE)["input_ids"], tokenizer.chat_template)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def target_fingerprint(target: Target) -> str:
+    """A hash of the target's configuration and weights, whichever dtype they were loaded in."""
+    digest = hashlib.sha256(repr(target.config).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).astype(jnp.bfloat16).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def file_fingerprint(path: str | os.PathLike[str]) -> str:

@@ -111,10 +111,10 @@ def row_loader(
 ) -> grain.DatasetIterator[dict[str, NDArray[Any]]]:
     """Returns an iterator over shuffled batches, whose place can be saved and restored.
 
-    Every epoch is one global shuffle of all rows. Batch i of all processes together holds the same
-    rows whatever the number of processes, as long as their total number of rows is the same. Rows
-    of an epoch that do not fill a batch on every process are left out; the next shuffle leaves out
-    others.
+    Every epoch is one global shuffle of all rows. Batch i of all processes, one after another, is
+    the same whatever the number of processes, as long as their total number of rows is the same.
+    Rows of an epoch that do not fill a batch on every process are left out; the next shuffle leaves
+    out others.
 
     Args:
       source: the rows.
@@ -126,7 +126,8 @@ def row_loader(
 
     Returns:
       An iterator over dictionaries of [B, T] arrays, named as in :class:`PackedRows`. Its
-      `get_state` and `set_state` (or a Grain checkpoint) resume at exactly the next batch.
+      `get_state` and `set_state` resume at exactly the next batch; the state is the same on every
+      process and for every number of processes.
 
     Raises:
       ValueError: if an argument is out of its range, or the source has fewer rows than the
@@ -151,10 +152,12 @@ def row_loader(
             f"{rows_per_step} rows, the source has {rows}"
         )
     dataset: Any = grain.MapDataset.source(source).seed(seed).shuffle()
-    whole_batches = rows - rows % rows_per_step
+    # Batches of one process first, then every process takes its own: laid side by side they are
+    # the batch that one process alone would have read, row by row.
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    whole_batches = rows // rows_per_step * process_count
     dataset = dataset.slice(slice(process_index, whole_batches, process_count))
-    dataset = dataset.batch(batch_size, drop_remainder=True).repeat(num_epochs)
-    return iter(dataset.to_iter_dataset(_READ_OPTIONS))
+    return iter(dataset.repeat(num_epochs).to_iter_dataset(_READ_OPTIONS))
 
 
 @dataclass

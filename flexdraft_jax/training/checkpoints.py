@@ -2,84 +2,221 @@
 
 A run's working directory holds
 
-    config.json         what it was started with; a resume must bring the same
-    metrics.jsonl       one line per logged step
-    checkpoints/STEP/   state and data position; written in the background, renamed when whole
+    config.json               what it was started with; a resume must bring the same
+    metrics.jsonl             one line per logged step
+    checkpoints/STEP/         params, optimizer, data position, metrics and record of one step
+    checkpoints/STEP.sha256   see :mod:`flexdraft_jax.training.checksums`
+
+Two ways back in, not to be confused: *resume* takes everything and goes on with the same run, bit
+for bit; a *warm start* takes the weights alone into a new run. There is no random state to save:
+anchors are drawn from the seed and the step, rows from the seed and the position in the data.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import math
+import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
 
+from flexdraft_jax.training.checksums import fault, set_damaged_aside, steps, write_checksums
 from flexdraft_jax.training.config_files import as_dict
-from flexdraft_jax.training.optimizer import TrainState
-from flexdraft_jax.training.progress import Metric
+from flexdraft_jax.training.distributed import is_main
+from flexdraft_jax.training.optimizer import Params, TrainState
 
 # Groups of a configuration that may change between an interruption and its resume: they decide
-# when the loop reports and saves, not what it computes.
-_FREE_GROUPS = ("loop",)
+# when the loop reports and saves and where arrays lie, not what is computed.
+_FREE_GROUPS = ("loop", "mesh")
+_PACKAGES = ("flexdraft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+class Saved(NamedTuple):
+    """The weights of one checkpoint and what is known about them.
+
+    Attributes:
+        step: that they were saved after.
+        params: the trained parameters.
+        metrics: of the evaluation at that step; empty if there was none.
+        provenance: what the run was made from; see :func:`prepare_work_dir`.
+    """
+
+    step: int
+    params: Params
+    metrics: dict[str, float]
+    provenance: dict[str, Any]
 
 
 class TrainCheckpoints:
-    """Saves and restores a :class:`TrainState` together with a Grain iterator."""
+    """Saves and restores a :class:`TrainState` together with a Grain iterator.
 
-    def __init__(self, directory: Path, keep: int):
-        """Opens `directory` (created if missing), keeping the newest `keep` checkpoints."""
+    All processes make and call it alike. Kept are the newest steps and the best evaluated one.
+
+    Attributes:
+        damaged: what is wrong with each step that was found unfit and set aside at opening.
+    """
+
+    def __init__(self, directory: Path, keep: int, provenance: Mapping[str, Any]):
+        """Opens `directory` (created if missing) after a check of every step in it.
+
+        Args:
+            directory: `checkpoints` of a working directory.
+            keep: how many of the newest steps stay; the best one stays beside them.
+            provenance: saved with every step.
+        """
+        self._directory = directory.resolve()
+        # Before orbax looks: it takes even an empty folder for its latest step.
+        self.damaged = set_damaged_aside(self._directory) if is_main() else {}
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._provenance = dict(provenance)
+        best = checkpoint_managers.BestN(get_metric_fn=_score, n=1)
         self._manager = ocp.CheckpointManager(
-            directory.resolve(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_score,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [checkpoint_managers.LatestN(keep), best]
+                ),
+                cleanup_tmp_directories=True,
+            ),
         )
+        self._sealing: threading.Thread | None = None
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, None when there is none."""
+        """Step of the newest good checkpoint, None when there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> None:
-        """Starts writing a checkpoint; returns as soon as the state may be donated again."""
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        batches: grain.DatasetIterator,
+        metrics: Mapping[str, float] | None = None,
+        score: float | None = None,
+    ) -> None:
+        """Starts writing a checkpoint; returns as soon as the state may be donated again.
+
+        Args:
+            step: that the state is of.
+            state: spread over any mesh.
+            batches: whose position is the same on every process.
+            metrics: of an evaluation of this very state, if there was one.
+            score: what "best" goes by, larger being better; given with `metrics`.
+        """
+        self._wait()
         # On CPU, host views of arrays alias device memory; the next step overwrites that in place
         # while the background thread still writes. A copy makes the donation safe.
         snapshot = jax.block_until_ready(jax.tree.map(lambda leaf: leaf.copy(), state))
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(snapshot),
-                data=grain.checkpoint.CheckpointSave(batches),
+                params=ocp.args.StandardSave(snapshot.params),
+                optimizer=ocp.args.StandardSave(_rest(snapshot)),
+                # Not Grain's own handler: it writes a file per process and reads it back only on
+                # as many processes, though the position is the same on all.
+                data=ocp.args.JsonSave(batches.get_state()),
+                record=ocp.args.JsonSave(
+                    {"provenance": self._provenance, "arrays": _describe(state)}
+                ),
             ),
+            metrics={**(metrics or {}), **({} if score is None else {"score": score})},
         )
+        if is_main():
+            self._sealing = threading.Thread(target=self._seal, args=(step,))
+            self._sealing.start()
 
     def restore(self, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
-        """Returns the newest saved state, shaped like `state`, and rewinds `batches` to it."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        """Resumes: returns the newest saved state and rewinds `batches` to it.
+
+        Args:
+            state: gives shapes, dtypes and places; the mesh need not be the one that saved.
+            batches: an iterator over the same rows, on any number of processes.
+
+        Raises:
+            ValueError: the checkpoint holds arrays of other names, shapes or dtypes.
+        """
+        step = self._manager.latest_step()
+        assert step is not None  # The caller has asked for `latest_step`.
+        _check_arrays(self._manager, self._directory / str(step), step, _describe(state))
         restored = self._manager.restore(
-            self._manager.latest_step(),
+            step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),
-                data=grain.checkpoint.CheckpointRestore(batches),
+                params=ocp.args.StandardRestore(_abstract(state.params)),
+                optimizer=ocp.args.StandardRestore(_abstract(_rest(state))),
+                data=ocp.args.JsonRestore(),
             ),
         )
-        return restored["state"]
+        batches.set_state(restored["data"])
+        return TrainState(params=restored["params"], **restored["optimizer"])
 
     def close(self) -> None:
         """Waits for the checkpoint in flight and stops the background threads."""
-        self._manager.wait_until_finished()
+        self._wait()
         self._manager.close()
 
+    def _wait(self) -> None:
+        self._manager.wait_until_finished()
+        if self._sealing is not None:
+            self._sealing.join()
 
-def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> None:
+    def _seal(self, step: int) -> None:
+        # An error in saving reaches the main thread by itself, when it waits or saves again.
+        with suppress(Exception):
+            self._manager.wait_until_finished()
+            write_checksums(self._directory / str(step))
+
+
+def load_best(directory: Path, params: Params) -> Saved:
+    """The weights of the best evaluated checkpoint, or of the newest if none was evaluated.
+
+    For a warm start and for exports. It changes nothing in `directory`.
+
+    Args:
+        directory: `checkpoints` of a working directory.
+        params: gives shapes, dtypes and places.
+
+    Raises:
+        ValueError: no good checkpoint is there, or it holds arrays of other shapes or dtypes.
+    """
+    directory = directory.resolve()
+    faults = {int(path.name): fault(path) for path in steps(directory)}
+    good = [step for step, wrong in faults.items() if wrong is None]
+    if not good:
+        damage = "".join(f"; step {step}: {wrong}" for step, wrong in faults.items())
+        raise ValueError(f"{str(directory)!r} holds no good checkpoint{damage}")
+    options = ocp.CheckpointManagerOptions(best_fn=_score, read_only=True)
+    with ocp.CheckpointManager(directory, options=options) as manager:
+        metrics = {step: manager.metrics(step) for step in good}
+        step = max(good, key=lambda step: (_score(metrics[step]), step))
+        wanted = _describe({"params": params})
+        record = _check_arrays(manager, directory / str(step), step, wanted)
+        restored = manager.restore(
+            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
+        )
+        return Saved(step, restored["params"], metrics[step], record["provenance"])
+
+
+def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str, Any]:
     """Creates the working directory, or checks that it belongs to the same run.
 
     Args:
         work_dir: of the run.
         config: the run's configuration, a dataclass.
         provenance: what else must be the same on resume, such as the target's fingerprint.
+
+    Returns:
+        The provenance of the run's checkpoints: that above, `config`, and `versions` of packages.
 
     Raises:
         ValueError: the directory holds a run with another configuration.
@@ -101,20 +238,51 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> None:
                 + "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} here" for k in different)
                 + "; choose another directory or the same configuration"
             )
-    recorded.write_text(json.dumps(wanted, indent=2) + "\n")
+    if is_main():
+        # Renamed when whole, since other processes may be reading.
+        unfinished = recorded.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
+        os.replace(unfinished, recorded)
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {**provenance, "config": as_dict(config), "versions": versions}
 
 
-class MetricsFile:
-    """Appends metrics to `metrics.jsonl`; a resumed run first drops what it will write again."""
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics.get("score", -math.inf)
 
-    def __init__(self, path: Path, first_step: int):
-        """Opens `path`, keeping only lines of steps up to `first_step`."""
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._path = path
 
-    def write(self, step: int, metrics: Mapping[str, Metric]) -> None:
-        """Appends one line."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+def _rest(state: TrainState) -> dict[str, Any]:
+    """All but the parameters, which stand alone so that a warm start can read just them."""
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    """Dtype and shape of every array by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _check_arrays(
+    manager: ocp.CheckpointManager, where: Path, step: int, wanted: dict[str, str]
+) -> dict[str, Any]:
+    """The step's record, if what it holds is what is wanted; orbax would silently cast."""
+    record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+    groups = {path.split("/")[0] for path in wanted}
+    found = {
+        path: array for path, array in record["arrays"].items() if path.split("/")[0] in groups
+    }
+    different = [
+        f"{path} is {found.get(path, 'missing')} there and {wanted.get(path, 'absent')} here"
+        for path in sorted(found.keys() | wanted.keys())
+        if found.get(path) != wanted.get(path)
+    ]
+    if different:
+        raise ValueError(f"{str(where)!r} holds other arrays: {'; '.join(different)}")
+    return record

@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import jax
+from jax.sharding import Mesh
+
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.data.corpus import DOMAINS, Domain
+from flexdraft_jax.parallel.mesh import make_mesh
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,6 @@ class TrainTargetConfig:
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
-    """The responses a drafter is trained on: written by the target itself, greedily."""
-
-    rollouts: int = 2400  # Responses to write, split evenly over `domains`.
-    domains: tuple[Domain, ...] = DOMAINS  # Which kinds of prompts.
-    max_new_tokens: int = 320  # Longest response; one that reaches it ends without a stop token.
-    chunk_size: int = 64  # Prompts decoded together; an interruption loses one such chunk.
-    sequence_length: int = 512  # Tokens of a packed row; longer turns are cut.
-    seed: int = 1  # Picks the training prompts; held-out prompts come from another split.
-
-
-@dataclass(frozen=True)
 class ObjectiveTerms:
     """How much each divergence counts in a slot's loss; any mixture, 0 leaves a term out.
 
@@ -182,22 +173,41 @@ class DraftStepConfig:
 class DraftEvalConfig:
     """Real decoding on held-out prompts: the only number that says whether a drafter works."""
 
-    domains: tuple[Domain, ...] = DOMAINS  # Which held-out prompts; each costs its own decoding.
-    prompts_per_domain: int = 16  # More gives a steadier tau and takes longer; 128 are there.
+    prompts_per_domain: int = 16  # At most; more give a steadier tau and take longer.
     max_new_tokens: int = 256  # Longest held-out response.
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How arrays are spread over devices; see :mod:`flexdraft_jax.parallel.mesh`."""
+
+    data: int = 0  # Copies of the weights, each for its own rows; 0 takes all devices left over.
+    fsdp: int = 1  # Parts that weights and optimizer state are stored in; rows are split too.
+    tensor: int = 1  # Parts that heads, MLP and vocabulary are computed in.
+
+    def build(self) -> Mesh:
+        """The mesh over the devices of all processes.
+
+        Raises:
+            ValueError: the sizes do not fit the devices that are there.
+        """
+        data = self.data or jax.device_count() // max(1, self.fsdp * self.tensor) or 1
+        return make_mesh(data, self.fsdp, self.tensor)
+
+
+@dataclass(frozen=True)
 class TrainDraftConfig:
-    """Everything :func:`flexdraft_jax.training.draft_loop.train_draft` needs."""
+    """Everything :func:`flexdraft_jax.training.draft_loop.train_draft` needs, but for the data."""
 
     model: DraftConfig
-    data: RolloutConfig
     train: OptimizerConfig
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     step: DraftStepConfig = field(default_factory=DraftStepConfig)
     eval: DraftEvalConfig = field(default_factory=DraftEvalConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # Of the weights in export/.
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    # Directory of a drafter to start from, weights only (a warm start, not a resume); "" starts
+    # from the target's own projections.
+    init_from: str = ""
     anchors: int = 64  # Mask groups per packed row; the step's cost grows with anchors * n.
     seed: int = 0  # Initialisation, anchors and order of the rows.

@@ -1,81 +1,128 @@
-"""Trains the draft parameters of a frozen target, from its own responses to an exported drafter."""
+"""Attention Tuning: trains the draft parameters of a frozen target on prepared rows."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from flexdraft_jax.checkpoints.draft import save_draft
+from flexdraft_jax.checkpoints.draft import load_draft
 from flexdraft_jax.config import DraftConfig
-from flexdraft_jax.data.builder import prepare_rows, source_of_turns
-from flexdraft_jax.data.held_out import default_prompts
+from flexdraft_jax.data.fingerprints import target_fingerprint, tokenizer_fingerprint
+from flexdraft_jax.data.held_out import distinct_ngrams
 from flexdraft_jax.data.pipeline import row_loader
-from flexdraft_jax.evaluation.measure import evaluate_prompts
-from flexdraft_jax.models.draft import Draft, init_draft
-from flexdraft_jax.models.target import Target
+from flexdraft_jax.data.prepared import HeldOut, Prepared
+from flexdraft_jax.evaluation.measure import answer_prompts
+from flexdraft_jax.models.draft import Draft, draft_logical_axes, init_draft
+from flexdraft_jax.models.target import Target, target_logical_axes
+from flexdraft_jax.parallel.mesh import put, shardings
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import DraftEvalConfig, TrainDraftConfig
+from flexdraft_jax.training.distributed import batch_share, local_copy, main_first, place_state
 from flexdraft_jax.training.draft_step import make_draft_step
-from flexdraft_jax.training.loop import EvaluateFn, fit
+from flexdraft_jax.training.flops import draft_step_flops
+from flexdraft_jax.training.loop import EvaluateFn, fit, mean_tau
 from flexdraft_jax.training.optimizer import Params, first_state, make_optimizer
-from flexdraft_jax.training.progress import track
-from flexdraft_jax.training.rollouts import target_fingerprint, write_rollouts
 
 
 def train_draft(
     config: TrainDraftConfig,
     target: Target,
     tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
     work_dir: str | Path,
 ) -> Draft:
-    """Trains a drafter on the target's own responses and writes it to `work_dir/export`.
+    """Trains a drafter; its checkpoints, the best by tau among them, lie in `work_dir`.
 
-    Started again with the same configuration, target and directory, it continues where it was:
-    at the next chunk of responses, or at the newest checkpoint.
+    Started again with the same configuration, target, data and directory, it resumes at the newest
+    good checkpoint. On several processes, all of them call it alike.
 
     Args:
-        config: what to train, on what, and how.
-        target: frozen, in float32.
-        tokenizer: of the target, with a chat template.
-        work_dir: for responses, prepared data, checkpoints, metrics and the exported drafter.
+        config: what to train and how.
+        target: frozen, whole on this process.
+        tokenizer: of the target.
+        prepared: rows to train on and prompts to measure tau on, tokenized for this target.
+        work_dir: for checkpoints, metrics and plots; the same for all processes.
+
+    Returns:
+        The drafter after the last step, spread over the mesh; the best one may be another.
 
     Raises:
-        ValueError: `work_dir` holds a run with another configuration or target, or the drafter
-            does not fit the target.
+        ValueError: `work_dir` holds a run with another configuration, target or data, the drafter
+            does not fit the target, or the data is of another tokenizer or holds no prompts out.
         TrainingDiverged: the loss became NaN or infinite.
+        TrainingStopped: a signal ended the run early; the last step is saved.
     """
     work_dir = Path(work_dir)
-    draft = init_draft(
-        target,
-        num_draft_layers=config.model.num_draft_layers,
-        block_size=config.model.block_size,
-        calibration_rank=config.model.calibration_rank,
-        rng=jax.random.key(config.seed),
-    )
+    check_data(prepared, tokenizer, target)
+    draft = _first_draft(config, target)
+    mesh = config.mesh.build()
     optimizer = make_optimizer(config.train)
-    step_fn = make_draft_step(config, target, optimizer)  # Wrong settings fail before any work.
-    prepare_work_dir(work_dir, config, target=target_fingerprint(target))
-    with track("the target writes its responses", config.data.rollouts) as advance:
-        turns = write_rollouts(target, tokenizer, config.data, work_dir / "rollouts", advance)
-    rows = prepare_rows(
-        source_of_turns("rollouts", {"train": turns}),
-        length=config.data.sequence_length,
-        data_dir=work_dir / "data",
-    )
-    state = fit(
+    axes = draft_logical_axes(target.config, draft.config)
+    state = place_state(
+        mesh,
         first_state(draft.params, optimizer),
+        shardings(mesh, axes, draft.params, target.config),
+    )
+    step_fn = make_draft_step(
+        config,
+        _spread(target, mesh),
+        optimizer,
+        jax.tree.map(lambda leaf: leaf.sharding, state),
+    )
+    share = batch_share(mesh, config.train.batch_size)
+    with main_first("the working directory is prepared"):
+        provenance = prepare_work_dir(
+            work_dir, config, target=target_fingerprint(target), data=prepared.fingerprint
+        )
+    trained = fit(
+        state,
         step_fn,
-        row_loader(rows["train"], batch_size=config.train.batch_size, seed=config.seed),
+        row_loader(
+            prepared.rows,
+            batch_size=config.train.batch_size // share.count,
+            seed=config.seed,
+            process_index=share.index,
+            process_count=share.count,
+        ),
+        mesh=mesh,
+        batch_size=config.train.batch_size,
         total_steps=config.train.steps,
         config=config.loop,
         work_dir=work_dir,
-        evaluate=make_tau(config.eval, target, draft.config, tokenizer),
+        provenance=provenance,
+        evaluate=make_tau(config.eval, target, draft.config, tokenizer, prepared.held_out),
+        score=mean_tau,
+        step_flops=draft_step_flops(
+            target.config,
+            draft.config,
+            batch_size=config.train.batch_size,
+            length=prepared.sequence_length,
+            anchors=config.anchors,
+        ),
     )
-    trained = Draft(draft.config, state.params)
-    save_draft(trained, target, work_dir / "export", dtype=config.export_dtype)
-    return trained
+    return Draft(draft.config, trained.params)
+
+
+def check_data(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, target: Target) -> None:
+    """Raises ValueError where prepared data is not for this target, or nothing measures tau."""
+    if prepared.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
+        raise ValueError(
+            "the data was prepared with another tokenizer or chat template than the target's: "
+            "prepare it again with this target"
+        )
+    if not prepared.held_out:
+        raise ValueError("the data holds no prompts out: prepare it with held_out of at least 1")
+    if prepared.sequence_length > target.config.max_position_embeddings:
+        raise ValueError(
+            f"the data has rows of {prepared.sequence_length} tokens: must be at most the "
+            f"target's max_position_embeddings={target.config.max_position_embeddings}"
+        )
 
 
 def make_tau(
@@ -83,29 +130,64 @@ def make_tau(
     target: Target,
     draft_config: DraftConfig,
     tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[HeldOut],
 ) -> EvaluateFn:
-    """A function from draft parameters to tau of real decoding, per domain of held-out prompts.
+    """A function from draft parameters to what real decoding of held-out prompts gives.
 
-    Beside tau stands the share of distinct 8-grams: text that repeats itself is easy to draft.
+    It returns tau and the share of distinct 8-grams of every domain; loops would flatter tau.
+    Every process decodes the same prompts on its first device.
     """
+    by_domain: dict[str, list[list[int]]] = defaultdict(list)
+    for prompt in held_out:
+        if len(by_domain[prompt.domain]) < config.prompts_per_domain:
+            by_domain[prompt.domain].append(prompt.tokens)
 
     def evaluate(params: Params) -> dict[str, float]:
         # In the target's precision, which users will decode in.
-        draft = Draft(draft_config, jax.tree.map(lambda x: x.astype(target.dtype), params))
+        whole = jax.tree.map(lambda leaf: leaf.astype(target.dtype), local_copy(params))
         values = {}
-        for domain in config.domains:
-            report = evaluate_prompts(
+        for domain, prompts in sorted(by_domain.items()):
+            answers = answer_prompts(
                 target,
-                draft,
+                Draft(draft_config, whole),
                 tokenizer,
-                default_prompts(domain)[: config.prompts_per_domain],
-                confidence_threshold=0.0,
+                prompts,
+                schedule="sequential",
                 max_new_tokens=config.max_new_tokens,
             )
-            values[f"tau_{domain}"] = report.tau_steps
-            values[f"distinct_{domain}"] = report.distinct_8grams
-            if report.accuracy is not None:
-                values[f"accuracy_{domain}"] = report.accuracy
+            name = domain or "held_out"
+            lengths = [length for answer in answers for length in answer.acceptance_lengths]
+            values[f"tau_{name}"] = float(np.mean(lengths)) if lengths else 1.0
+            values[f"distinct_{name}"] = distinct_ngrams([answer.tokens for answer in answers])
         return values
 
     return evaluate
+
+
+def _spread(target: Target, mesh: Mesh) -> Target:
+    """The target with its weights spread over the mesh."""
+    if mesh.size == 1:
+        return target  # Where it is already; a second copy would take as much memory again.
+    axes = target_logical_axes(target.config)
+    places = shardings(mesh, axes, target.params, target.config)
+    return Target(target.config, put(target.params, places))
+
+
+def _first_draft(config: TrainDraftConfig, target: Target) -> Draft:
+    """Copies of the target's projections, or a warm start: the weights of another drafter."""
+    model = config.model
+    if not config.init_from:
+        return init_draft(
+            target,
+            num_draft_layers=model.num_draft_layers,
+            block_size=model.block_size,
+            calibration_rank=model.calibration_rank,
+            rng=jax.random.key(config.seed),
+        )
+    draft = load_draft(config.init_from, target)
+    if draft.config != model:
+        raise ValueError(
+            f"init_from={config.init_from!r} holds {draft.config}: must be of the shape that is to "
+            f"be trained, {model}"
+        )
+    return draft

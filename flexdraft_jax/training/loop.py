@@ -1,29 +1,45 @@
-"""The training loop that both programs share: dispatch, watch, evaluate, save, resume."""
+"""The training loop that both programs share: dispatch, watch, evaluate, save, stop, resume.
+
+Every process of a run goes through it alike and decides alike; process 0 alone prints and writes
+the logbook.
+"""
 
 from __future__ import annotations
 
-import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
 
-from flexdraft_jax.training.checkpoints import MetricsFile, TrainCheckpoints
+from flexdraft_jax.training.checkpoints import TrainCheckpoints
 from flexdraft_jax.training.config import LoopConfig
+from flexdraft_jax.training.distributed import Agreement, from_main, global_rows, is_main
+from flexdraft_jax.training.logbook import Logbook
 from flexdraft_jax.training.optimizer import Params, TrainState
-from flexdraft_jax.training.progress import Metric, Progress, format_metric
+from flexdraft_jax.training.preemption import StopSignal, TrainingStopped
+from flexdraft_jax.training.progress import Progress
 from flexdraft_jax.training.rows import Rows
+from flexdraft_jax.training.watch import Metrics, Watch
 
-Metrics = Mapping[str, jax.Array]
 StepFn = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
 EvaluateFn = Callable[[Params], Mapping[str, float]]
+ScoreFn = Callable[[Mapping[str, float]], float]
+
+# Share of a run before which expected and real tau are both near 1 and their ratio says nothing.
+_WARM_UP = 0.1
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number; the newest checkpoint is older than the bad step."""
+def mean_tau(values: Mapping[str, float]) -> float:
+    """The score of a drafter: tau, the mean over domains."""
+    return float(np.mean([value for name, value in values.items() if name.startswith("tau_")]))
 
 
 def fit(
@@ -31,91 +47,117 @@ def fit(
     step_fn: StepFn,
     batches: grain.DatasetIterator,
     *,
+    mesh: Mesh,
+    batch_size: int,
     total_steps: int,
     config: LoopConfig,
     work_dir: Path,
+    provenance: Mapping[str, Any],
     evaluate: EvaluateFn,
+    score: ScoreFn,
+    step_flops: float,
 ) -> TrainState:
-    """Runs `step_fn` until `total_steps`, resuming from the newest checkpoint of `work_dir`.
+    """Runs `step_fn` until `total_steps`, resuming from the newest good checkpoint of `work_dir`.
 
     Step N is dispatched before the metrics of step N-1 are read, so the host's work hides behind
     the device's. Interrupted at any point and started again, a run continues from the last
-    checkpoint and ends with the same bits as one that was never interrupted.
+    checkpoint and ends with the same bits as one that was never interrupted; on another mesh, with
+    the same rows in the same order and losses equal to rounding.
 
     Args:
-        state: the state to start from when there is no checkpoint.
-        step_fn: jitted, donating its state; its metrics are scalars or short vectors and contain
-            "loss".
-        batches: dictionaries with the arrays of :class:`Rows`; rewound on resume.
+        state: where to start when there is no checkpoint; its arrays lie on `mesh`.
+        step_fn: jitted, donating its state and leaving it where it lies; its metrics contain "loss"
+            and may contain vectors.
+        batches: this process's share of the rows, as dictionaries with the arrays of
+            :class:`Rows`; rewound on resume.
+        mesh: that rows are spread over.
+        batch_size: B, rows of a batch, all processes together.
         total_steps: steps after which the run is complete.
         config: when to log, evaluate and save.
-        work_dir: see :mod:`flexdraft_jax.training.checkpoints`.
-        evaluate: called with the parameters every `config.eval_every` steps and at the end.
+        work_dir: see :mod:`flexdraft_jax.training.checkpoints`; the same for all processes.
+        provenance: saved with every checkpoint.
+        evaluate: called with the parameters every `config.eval_every` steps and at the end, on
+            every process: parameters that are spread over hosts can be read only by a program that
+            all of them run. The values of process 0 count.
+        score: how good an evaluation is; the best checkpoint is kept.
+        step_flops: of a step, for the MFU.
 
     Raises:
-        TrainingDiverged: the loss became NaN or infinite.
+        TrainingDiverged: the loss or the gradient became NaN or infinite.
+        TrainingStopped: a signal ended the run early; the last step is saved.
+        ValueError: the checkpoint does not fit `state`, or `step_fn` moved the state elsewhere.
     """
-    checkpoints = TrainCheckpoints(work_dir / "checkpoints", config.keep_checkpoints)
-    try:
+    with ExitStack() as stack:
+        checkpoints = TrainCheckpoints(
+            work_dir / "checkpoints", config.keep_checkpoints, provenance
+        )
+        stack.enter_context(closing(checkpoints))
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state, batches)
         first_step = int(state.step)
-        metrics_file = MetricsFile(work_dir / "metrics.jsonl", first_step)
-        with Progress(total_steps, first_step) as progress:
-            if first_step:
-                progress.note(f"resumed at step {first_step}")
-            watch = _Watch(progress, metrics_file, config.log_every)
-            saved_at = time.monotonic()
-            for step in range(first_step + 1, total_steps + 1):
-                rows = Rows(**next(batches))
-                state, metrics = step_fn(state, rows)
-                watch.dispatched(step, metrics, rows.tokens.size)
-                last = step == total_steps
-                if last or (config.eval_every and step % config.eval_every == 0):
-                    watch.catch_up()
-                    watch.evaluated(step, evaluate(state.params))
-                if last or time.monotonic() - saved_at > config.checkpoint_seconds:
-                    watch.catch_up()  # A diverged state must never become the newest checkpoint.
-                    checkpoints.save(step, state, batches)
-                    saved_at = time.monotonic()
+        console = stack.enter_context(_console())
+        progress = stack.enter_context(Progress(total_steps, first_step, console))
+        _say_where_it_starts(progress, checkpoints, first_step)
+        logbook = stack.enter_context(closing(Logbook(work_dir, first_step))) if is_main() else None
+        watch = Watch(progress, logbook, config.log_every, mesh, step_flops)
+        signal = stack.enter_context(StopSignal())
+        agreement = Agreement(mesh)
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        saved_at = time.monotonic()
+        for step in range(first_step + 1, total_steps + 1):
+            rows = global_rows(mesh, next(batches), batch_size)
+            save_is_due = time.monotonic() - saved_at > config.checkpoint_seconds
+            wishes = agreement.ask(signal.number, save_is_due)
+            state, metrics = step_fn(state, rows)
+            if step == first_step + 1:
+                _check_places(places, state)
+            watch.dispatched(step, metrics, rows)
+            stop, save = np.asarray(wishes).tolist()
+            last = step == total_steps
+            values: Mapping[str, float] = {}
+            if last or (config.eval_every and step % config.eval_every == 0):
+                watch.catch_up()
+                values = from_main(evaluate(state.params))
+                watch.evaluated(step, values, expect=step > total_steps * _WARM_UP)
+            if last or values or save or stop:
+                watch.catch_up()  # A diverged state must never become the newest checkpoint.
+                checkpoints.save(step, state, batches, values, score(values) if values else None)
+                saved_at = time.monotonic()
+            if stop and not last:
+                raise TrainingStopped(stop, step)
         return state
-    finally:
-        checkpoints.close()
 
 
-class _Watch:
-    """Reads metrics one step late, shows and records them, and stops a diverged run."""
+@contextmanager
+def _console() -> Iterator[Console]:
+    if is_main():
+        yield Console(highlight=False)
+        return
+    with open(os.devnull, "w") as nowhere:
+        yield Console(file=nowhere)
 
-    def __init__(self, progress: Progress, file: MetricsFile, log_every: int):
-        self._progress = progress
-        self._file = file
-        self._log_every = log_every
-        self._pending: tuple[int, Metrics, int] | None = None
 
-    def dispatched(self, step: int, metrics: Metrics, tokens: int) -> None:
-        """Takes the (possibly unfinished) metrics of `step`, reads those of the step before."""
-        self.catch_up()
-        self._pending = (step, metrics, tokens)
+def _say_where_it_starts(
+    progress: Progress, checkpoints: TrainCheckpoints, first_step: int
+) -> None:
+    for step, wrong in checkpoints.damaged.items():
+        progress.note(
+            f"the checkpoint of step {step} is damaged and set aside in damaged_checkpoints/: "
+            f"{wrong}"
+        )
+    if first_step:
+        progress.note(f"resumed at step {first_step}")
+    elif checkpoints.damaged:
+        progress.note("no good checkpoint is left: starting from the beginning")
 
-    def catch_up(self) -> None:
-        """Reads the metrics that are still pending; waits for the device if it must."""
-        if self._pending is None:
-            return
-        step, metrics, tokens = self._pending
-        self._pending = None
-        values: dict[str, Metric] = {k: np.asarray(v).tolist() for k, v in metrics.items()}
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"loss is {loss} at step {step}; lower train.learning_rate or "
-                "train.clip_norm, then start again: the newest checkpoint is from before this step"
+
+def _check_places(places: TrainState, state: TrainState) -> None:
+    # A state that moves is compiled for twice, and may not fit where it went.
+    for (path, place), array in zip(
+        jax.tree_util.tree_leaves_with_path(places), jax.tree.leaves(state), strict=True
+    ):
+        if not array.sharding.is_equivalent_to(place, array.ndim):
+            raise ValueError(
+                f"step_fn moved state{jax.tree_util.keystr(path)} from {place} to "
+                f"{array.sharding}: must leave it where it lies; give the step out_shardings"
             )
-        self._progress.update(step, tokens, values)
-        if step % self._log_every == 0:
-            self._file.write(step, values)
-
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows and records the result of an evaluation."""
-        text = "  ".join(f"{name} {format_metric(value)}" for name, value in values.items())
-        self._progress.note(f"evaluation at step {step}: {text}")
-        self._file.write(step, values)

@@ -29,13 +29,13 @@ from flexdraft_jax.data.conversations import Rejected, read_lines
 from flexdraft_jax.data.fingerprints import (
     check_recorded,
     file_fingerprint,
+    target_fingerprint,
     tokenizer_fingerprint,
     write_json,
 )
 from flexdraft_jax.data.prepare import Track
 from flexdraft_jax.training.progress import track as show_progress
 from flexdraft_jax.training.rewriting import Record, Writer, answer_lines
-from flexdraft_jax.training.rollouts import target_fingerprint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,9 +22,12 @@ from flexdraft_jax.data.builder import prepare_rows
 from flexdraft_jax.data.chat import build_byte_tokenizer
 from flexdraft_jax.data.corpus import corpus_source
 from flexdraft_jax.data.pipeline import RowSource, row_loader
-from flexdraft_jax.models.target import Target, TargetModel, init_target
+from flexdraft_jax.models.target import Target, TargetModel, init_target, target_logical_axes
+from flexdraft_jax.parallel.mesh import make_mesh, shardings
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import TrainTargetConfig
+from flexdraft_jax.training.distributed import place_state
+from flexdraft_jax.training.flops import target_step_flops
 from flexdraft_jax.training.loop import EvaluateFn, StepFn, fit
 from flexdraft_jax.training.optimizer import Params, TrainState, make_optimizer
 from flexdraft_jax.training.rows import Rows
@@ -47,7 +50,7 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
         TrainingDiverged: the loss became NaN or infinite.
     """
     work_dir = Path(work_dir)
-    prepare_work_dir(work_dir, config)
+    provenance = prepare_work_dir(work_dir, config)
     tokenizer = build_byte_tokenizer()
     rows = prepare_rows(
         corpus_source(
@@ -67,15 +70,29 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
     model = TargetModel(target_config)
     optimizer = make_optimizer(config.train)
     params = _first_params(config, target_config)
+    mesh = make_mesh()
     state = fit(
-        TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
+        place_state(
+            mesh,
+            TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
+            shardings(mesh, target_logical_axes(target_config), params, target_config),
+        ),
         make_target_step(model, optimizer, config.loss_on),
         batches,
+        mesh=mesh,
+        batch_size=config.train.batch_size,
         total_steps=config.train.steps,
         config=config.loop,
         work_dir=work_dir,
+        provenance=provenance,
         evaluate=make_held_out_loss(
             model, _held_out_batches(rows, config.train.batch_size), config.loss_on
+        ),
+        score=lambda losses: -float(np.mean(list(losses.values()))),
+        step_flops=target_step_flops(
+            target_config,
+            batch_size=config.train.batch_size,
+            length=config.data.sequence_length,
         ),
     )
     target = Target(target_config, state.params)

@@ -1,8 +1,10 @@
 """Tiny configurations, and one tiny target that several tests share."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,16 @@ def target_run(
     """A trained tiny target and the working directory of its run, never interrupted."""
     work_dir = tmp_path_factory.mktemp("target")
     return train_target(target_config, work_dir), work_dir
+
+
+@pytest.fixture(scope="session")
+def toy() -> ModuleType:
+    """The toy run beside this file, which is also a program."""
+    spec = importlib.util.spec_from_file_location("toy_run", Path(__file__).with_name("toy_run.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class _Interrupted(Exception):

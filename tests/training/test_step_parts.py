@@ -207,13 +207,13 @@ from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models.draft import init_draft
 from flexdraft_jax.models.target import Target, init_target
 from flexdraft_jax.training.config import (
-    DraftStepConfig, OptimizerConfig, RolloutConfig, TrainDraftConfig)
+    DraftStepConfig, OptimizerConfig, TrainDraftConfig)
 from flexdraft_jax.training.draft_step import make_draft_step
 from flexdraft_jax.training.optimizer import first_state, make_optimizer
 from flexdraft_jax.training.rows import Rows
 
 config = TrainDraftConfig(
-    model=DraftConfig(1, 4, 8), data=RolloutConfig(),
+    model=DraftConfig(1, 4, 8),
     train=OptimizerConfig(steps=10, batch_size=16, learning_rate=1e-3),
     step=DraftStepConfig(microbatches=2, chunk=4), anchors=8)
 target = init_target(TargetConfig(

@@ -1,0 +1,205 @@
+"""The mesh of devices, and from logical axes to places on it.
+
+    data    rows only; every weight is whole along it
+    fsdp    rows, and the width of every weight: gathered when it is used
+    tensor  heads, MLP width and vocabulary: each device computes its part
+
+One table, `RULES`, says which mesh axes a logical axis is spread over, in training and in decoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flexdraft_jax.config import TargetConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Mesh axes of each logical axis; an empty tuple is whole on every device.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "block": (),
+    "slots": (),
+    "output": (),
+    "stops": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    # The calibration's two matrices [2E, r] and [r, V]: both are spread over both axes.
+    "calibration_in": ("tensor",),
+    "calibration_rank": ("fsdp",),
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of the given shape over the devices of all processes, or over the first of them.
+
+    Args:
+        data: copies of the weights.
+        fsdp: parts that weights and optimizer state are stored in.
+        tensor: parts that heads, MLP and vocabulary are computed in; their size must divide by it.
+
+    Raises:
+        ValueError: a size below 1, more devices asked for than there are, or a process of several
+            left without a part.
+    """
+    shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for name, size in shape.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}: must be at least 1")
+    wanted, found = math.prod(shape.values()), jax.device_count()
+    text = " * ".join(f"{name}={size}" for name, size in shape.items())
+    if wanted > found:
+        raise ValueError(f"{text} is {wanted} devices, but there are {found}")
+    if wanted < found and jax.process_count() > 1:
+        raise ValueError(
+            f"{text} is {wanted} devices: must be all {found} of {jax.process_count()} processes, "
+            "since each of them takes part"
+        )
+    # Auto axes: linen's logically partitioned modules fail under explicit ones.
+    return jax.make_mesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def shardings(
+    mesh: Mesh, logical_axes: Any, shapes: Any, config: TargetConfig | None = None
+) -> Any:
+    """Where every array of a tree lies.
+
+    Args:
+        mesh: of `make_mesh`.
+        logical_axes: a tree with a `PartitionSpec` or tuple of names from `LOGICAL_AXES` per array.
+        shapes: the same tree with anything that has a `shape`.
+        config: of the target that the arrays belong to, where heads are folded into a dimension,
+            as in projections: no head is ever cut in two. Key/value heads that do not divide among
+            `tensor` are whole on every device.
+
+    Returns:
+        The same tree of `NamedSharding`s.
+
+    Raises:
+        ValueError: names every array with an axis that is not in the table, two dimensions on one
+            mesh axis, or a dimension that does not divide.
+    """
+    heads = {} if config is None else {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+    problems: list[str] = []
+
+    def place(path: tuple[Any, ...], axes: Any, array: Any) -> NamedSharding:
+        try:
+            return NamedSharding(mesh, _spec(mesh, tuple(axes), array.shape, heads))
+        except ValueError as error:
+            problems.append(f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {error}")
+            return replicated(mesh)
+
+    placed = jax.tree_util.tree_map_with_path(
+        place, logical_axes, shapes, is_leaf=lambda node: _is_axes(node)
+    )
+    if problems:
+        raise ValueError("; ".join(problems))
+    return placed
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def row_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """Of arrays whose leading dimension are B rows.
+
+    Raises:
+        ValueError: `batch_size` does not divide among the devices that rows are spread over.
+    """
+    try:
+        return NamedSharding(mesh, _spec(mesh, ("batch",), (batch_size,), {}))
+    except ValueError as error:
+        raise ValueError(f"batch_size={batch_size}: {error}") from error
+
+
+def optimizer_shardings(
+    opt_state: Any, param_shardings: Any, params: Any, others: NamedSharding
+) -> Any:
+    """Places each part of an optimizer's state with the parameter that it belongs to.
+
+    A part belongs to a parameter if its path ends in the parameter's and it has the same shape;
+    that holds for means of gradients and master copies in any nesting of optax transformations,
+    masked ones included. The rest, such as step counters, is whole on every device.
+
+    Args:
+        opt_state: arrays or shapes, as of `jax.eval_shape(optimizer.init, params)`.
+        param_shardings: the parameters' places.
+        params: arrays or shapes.
+        others: for the rest.
+    """
+    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    places = dict(jax.tree_util.tree_leaves_with_path(param_shardings))
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        for start in range(len(path)):
+            if shapes.get(path[start:]) == leaf.shape:
+                return places[path[start:]]
+        return others
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Lays arrays that every process holds whole where they belong.
+
+    Each process hands over its own part alone, so nothing travels between hosts. What comes back
+    shares no memory with `tree`: it may be donated.
+
+    Args:
+        tree: arrays, the same on every process.
+        places: the same tree of shardings.
+    """
+
+    def lay(array: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(array)
+        return jax.make_array_from_callback(
+            host.shape, sharding, lambda index: np.array(host[index])
+        )
+
+    return jax.tree.map(lay, tree, places)
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, PartitionSpec) or (
+        isinstance(node, tuple) and all(isinstance(axis, str) for axis in node)
+    )
+
+
+def _spec(
+    mesh: Mesh,
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    heads: Mapping[str, int],
+) -> PartitionSpec:
+    if len(axes) != len(shape):
+        raise ValueError(f"axes {axes} do not match shape {shape}")
+    spec: list[tuple[str, ...]] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis not in RULES:
+            raise ValueError(f"axis {axis!r} is not in the table of mesh axes {sorted(RULES)}")
+        mesh_axes = RULES[axis]
+        units = heads.get(axis, size)
+        if units % math.prod(mesh.shape[name] for name in mesh_axes):
+            if axis != "kv_heads":
+                sizes = " * ".join(f"{name}={mesh.shape[name]}" for name in mesh_axes)
+                raise ValueError(f"{axis} of {units} does not divide into {sizes} parts")
+            mesh_axes = ()
+        spec.append(mesh_axes)
+    used = [name for mesh_axes in spec for name in mesh_axes]
+    for name in used:
+        if used.count(name) > 1:
+            both = [axis for axis, mesh_axes in zip(axes, spec, strict=True) if name in mesh_axes]
+            raise ValueError(f"{' and '.join(both)} of shape {shape} both lie on {name}")
+    return PartitionSpec(*(mesh_axes or None for mesh_axes in spec))

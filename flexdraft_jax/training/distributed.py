@@ -1,0 +1,222 @@
+"""Several processes, one per host of a pod: starting them, sharing rows, agreeing on what to do.
+
+Every process runs the same program on the same steps. Each reads its own rows; process 0 alone
+writes files that are not checkpoints. The working directory must be one that all of them see.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from flexdraft_jax.parallel.mesh import (
+    MESH_AXES,
+    optimizer_shardings,
+    put,
+    replicated,
+    row_sharding,
+)
+from flexdraft_jax.training.optimizer import Params, TrainState
+from flexdraft_jax.training.rows import Rows
+
+
+def initialize(
+    *,
+    pod: bool = False,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the other processes of a run; before anything else of JAX, and alone it does nothing.
+
+    What is left out is taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`, where they are set.
+
+    Args:
+        pod: JAX finds the other processes by itself: TPU pods, SLURM, Open MPI.
+        coordinator: "host:port" of process 0.
+        num_processes: how many there are.
+        process_id: which one this is.
+
+    Raises:
+        ValueError: some of the three are given and others are not, or they make no sense.
+    """
+    # Its handler would take SIGTERM away from StopSignal, and from everything before the loop.
+    jax.config.update("jax_enable_preemption_service", False)
+    if pod:
+        jax.distributed.initialize()
+        return
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    num_processes = _from_environment(num_processes, "JAX_NUM_PROCESSES")
+    process_id = _from_environment(process_id, "JAX_PROCESS_ID")
+    given = f"coordinator={coordinator!r}, num_processes={num_processes}, process_id={process_id}"
+    if coordinator is None and num_processes is None and process_id is None:
+        return
+    if coordinator is None or num_processes is None or process_id is None:
+        raise ValueError(f"{given}: must be given all together, or none of them")
+    if ":" not in coordinator:
+        raise ValueError(f"coordinator={coordinator!r}: must be host:port of process 0")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"{given}: process_id must be in 0..num_processes-1")
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, cluster_detection_method="deactivate"
+    )
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def main_first(what: str) -> Iterator[None]:
+    """Process 0 goes through the body first, all others after it; `what` names the barrier."""
+    if not is_main():
+        multihost_utils.sync_global_devices(what)
+    yield
+    if is_main():
+        multihost_utils.sync_global_devices(what)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process reads.
+
+    Attributes:
+        index: of the part, 0..count-1.
+        count: equal parts of a batch, in the order of the processes' rows.
+    """
+
+    index: int
+    count: int
+
+
+def batch_share(mesh: Mesh, batch_size: int) -> Share:
+    """This process's part of a batch of `batch_size` rows.
+
+    Processes that `tensor` spans hold parts of the same rows, so they read the same share.
+
+    Raises:
+        ValueError: the rows do not divide among the mesh's devices, or the mesh lies so that this
+            process's rows are no one run.
+    """
+    places = row_sharding(mesh, batch_size).addressable_devices_indices_map((batch_size,))
+    starts = {rows[0].indices(batch_size)[:2] for rows in places.values() if rows is not None}
+    first, last = min(start for start, _ in starts), max(stop for _, stop in starts)
+    own = sum(stop - start for start, stop in starts)
+    if own != last - first or batch_size % own or first % own:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)}: this process's rows of a batch are {sorted(starts)}: must "
+            "be one run of batch_size / processes rows; order the devices by process"
+        )
+    return Share(first // own, batch_size // own)
+
+
+def global_rows(mesh: Mesh, batch: Mapping[str, NDArray[Any]], batch_size: int) -> Rows:
+    """The batch of all processes, spread over the mesh, from this process's share of it.
+
+    Args:
+        mesh: of the run.
+        batch: arrays [B / shares, T], named as in :class:`Rows`.
+        batch_size: B.
+    """
+    place = row_sharding(mesh, batch_size)
+    return Rows(
+        **{
+            name: jax.make_array_from_process_local_data(place, own, (batch_size, *own.shape[1:]))
+            for name, own in batch.items()
+        }
+    )
+
+
+def place_state(mesh: Mesh, state: TrainState, param_places: Params) -> TrainState:
+    """The state spread over the mesh: optimizer state beside its parameters, the rest everywhere.
+
+    Args:
+        mesh: of the run.
+        state: the same on every process.
+        param_places: shardings of the parameters.
+    """
+    whole = replicated(mesh)
+    opt_state = optimizer_shardings(state.opt_state, param_places, state.params, whole)
+    places: Any = TrainState(step=whole, params=param_places, opt_state=opt_state)  # type: ignore[arg-type]
+    return put(state, places)
+
+
+def to_host(array: jax.Array) -> NDArray[Any]:
+    """The whole array on every process; all of them have to call this if it lies on several."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def local_copy(tree: Any) -> Any:
+    """The whole tree on this process's first device; all processes have to call this.
+
+    For what runs on one device, such as today's decoder, on every process alike.
+    """
+    device = jax.local_devices()[0]
+    return jax.tree.map(lambda array: jax.device_put(to_host(array), device), tree)
+
+
+def from_main(values: Mapping[str, float]) -> dict[str, float]:
+    """The values of process 0, on every process; the names must be the same on all."""
+    numbers = np.array(list(values.values()), np.float64)
+    if jax.process_count() > 1:
+        # As pairs of 32 bits, because JAX would round 64 of them.
+        halves = multihost_utils.broadcast_one_to_all(numbers.view(np.uint32))
+        numbers = np.asarray(halves).view(np.float64)
+    return dict(zip(values, numbers.tolist(), strict=True))
+
+
+class Agreement:
+    """What any process wants, known to all of them at the same step without waiting.
+
+    A signal may reach one host only, and clocks differ; yet all have to save and stop after the
+    same step, or they wait for each other forever. So before each step every process sends its
+    wishes into a tiny reduction, which the devices run ahead of the step, and reads the outcome
+    when the step has been dispatched. (JAX's own preemption service agrees on SIGTERM only, and
+    not on when it is time to save.)
+    """
+
+    def __init__(self, mesh: Mesh):
+        """Agreement among the processes of `mesh`."""
+        self._place = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+        self._shape = (mesh.size, 2)
+        self._local = len(mesh.local_devices)
+        self._everywhere = replicated(mesh)
+
+    def ask(self, stop: int, save: bool) -> jax.Array:
+        """Sends the number of a signal to stop for (0 for none) and whether it is time to save.
+
+        Returns:
+            [2] int32: the largest number, and 1 if any process wants to save. `np.asarray` waits.
+        """
+        wishes = np.tile(np.array([stop, save], np.int32), (self._local, 1))
+        spread = jax.make_array_from_process_local_data(self._place, wishes, self._shape)
+        return _largest(spread, self._everywhere)
+
+
+@partial(jax.jit, static_argnums=1)
+def _largest(wishes: jax.Array, everywhere: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.max(wishes, axis=0), everywhere)
+
+
+def _from_environment(value: int | None, name: str) -> int | None:
+    if value is not None or name not in os.environ:
+        return value
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise ValueError(f"{name}={os.environ[name]!r}: must be a number") from None
