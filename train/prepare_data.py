@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         )
         tokenizer = load_tokenizer(_TARGET.value or default_directory() / "target")
         prepared = prepare(_INPUT.value, tokenizer, _OUTPUT.value, config, track)
-    table = Table("Prepared", ("", ""), prepared.report.cells(), f"In {_OUTPUT.value}")
+    table = Table("Prepared", ("what", "count"), prepared.report.cells(), f"In {_OUTPUT.value}")
     make_console().print(table.to_rich())
 
 

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
             schedule=_SCHEDULE.value,
         )
         report = regenerate(_INPUT.value, _OUTPUT.value, writer)
-    table = Table("Regenerated", ("", ""), report.cells(), f"In {_OUTPUT.value}")
+    table = Table("Regenerated", ("what", "count"), report.cells(), f"In {_OUTPUT.value}")
     make_console().print(table.to_rich())
 
 

@@ -7,7 +7,15 @@ import pytest
 from flexdraft_jax.data.builder import prepare_rows
 from flexdraft_jax.data.chat import build_byte_tokenizer
 from flexdraft_jax.data.code import code_tasks
-from flexdraft_jax.data.corpus import corpus_source, held_out_turns, mixed_turns, train_turns
+from flexdraft_jax.data.conversations import Conversation, parse_line
+from flexdraft_jax.data.corpus import (
+    conversation_lines,
+    corpus_source,
+    held_out_turns,
+    mixed_turns,
+    parse_domains,
+    train_turns,
+)
 from flexdraft_jax.data.drills import drill
 from flexdraft_jax.data.word_problems import parse_answer, word_problem
 
@@ -110,3 +118,29 @@ def test_drills_are_true_and_answer_what_is_asked() -> None:
         asked = re.findall(r"\d+ [-+x/] \d+", prompt)
         written = [f"{a} {operator} {b}" for a, operator, b, _ in calculations]
         assert len(asked) == 6 and set(asked) <= set(written)
+
+
+def test_conversation_lines_are_training_turns_of_the_domains_in_turn():
+    lines = list(conversation_lines(("word_problems", "code"), 5, seed=2))
+    documents = [parse_line(line.encode()) for line in lines]
+    assert all(isinstance(document, Conversation) for document in documents)
+    assert [document.domain for document in documents] == ["word_problems", "code"] * 2 + [
+        "word_problems"
+    ]
+    for domain in ("word_problems", "code"):
+        found = [
+            tuple(message.content for message in document.messages)
+            for document in documents
+            if document.domain == domain
+        ]
+        assert found == list(islice(train_turns(domain, 2), len(found)))
+    for count, seed in ((-1, 0), (0, -1)):
+        with pytest.raises(ValueError, match="must be >= 0, got -1"):
+            next(conversation_lines(("code",), count, seed))
+
+
+def test_domains_are_parsed():
+    assert parse_domains(["code", "word_problems"]) == ("code", "word_problems")
+    for names in ([], ["cod"]):
+        with pytest.raises(ValueError, match="domain"):
+            parse_domains(names)
