@@ -53,7 +53,10 @@ class Logbook:
         self._metrics = MetricsFile(work_dir / "metrics.jsonl", first_step)
         self._plot = work_dir / "tau.png"
         self._board = SummaryWriter(
-            str(work_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+            str(work_dir / "tensorboard"),
+            purge_step=first_step + 1 if first_step else None,
+            # File names hold the second; this keeps a quick resume from the file before it.
+            filename_suffix=f".{first_step}",
         )
 
     def trained(self, step: int, values: Mapping[str, Metric], speed: Mapping[str, float]) -> None:
