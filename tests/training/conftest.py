@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 import flexdraft_jax as fd
 from flexdraft_jax.data.chat import EncodedTurn, build_byte_tokenizer
+from flexdraft_jax.data.corpus import conversation_lines
 from flexdraft_jax.data.pipeline import pack
+from flexdraft_jax.data.prepare import PrepareConfig, prepare
 from flexdraft_jax.models.draft import Draft, draft_shapes
 from flexdraft_jax.models.target import Params, Target, target_shapes
 from flexdraft_jax.training import loop
@@ -53,6 +55,15 @@ def target_run(
     """A trained tiny target and the working directory of its run, never interrupted."""
     work_dir = tmp_path_factory.mktemp("target")
     return train_target(target_config, work_dir), work_dir
+
+
+@pytest.fixture(scope="session")
+def prepared(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory):
+    """Word problems in packed rows, and four prompts held out."""
+    path = tmp_path_factory.mktemp("prepared")
+    (path / "lines.jsonl").write_text("".join(conversation_lines(["word_problems"], 40, seed=0)))
+    config = PrepareConfig(sequence_length=256, held_out=4)
+    return prepare(path / "lines.jsonl", tokenizer, path / "data", config)
 
 
 @pytest.fixture(scope="session")

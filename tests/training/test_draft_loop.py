@@ -1,5 +1,6 @@
 """Whole training runs of drafters: resumed, refused, exported."""
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,44 +11,137 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 import flexdraft_jax as fd
+from flexdraft_jax.data.prepared import Prepared
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.training import export
 from flexdraft_jax.training.config import TrainDraftConfig
-from flexdraft_jax.training.draft_loop import train_draft
+from flexdraft_jax.training.draft_loop import check_data, train_draft
+from flexdraft_jax.training.export import export_draft
 
 
 @pytest.fixture(scope="module")
-def target(target_run: tuple[Target, Path]) -> Target:
-    return target_run[0]
+def target(models) -> Target:
+    return models.target
 
 
-def test_resume_equals_no_interruption(
+@pytest.fixture(scope="module")
+def run(
     draft_config: TrainDraftConfig,
     target: Target,
     tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[fd.Draft, Path]:
+    """A trained drafter and the working directory of its run, never interrupted."""
+    work_dir = tmp_path_factory.mktemp("draft")
+    return train_draft(draft_config, target, tokenizer, prepared, work_dir), work_dir
+
+
+def test_resume_equals_no_interruption(
+    run: tuple[fd.Draft, Path],
+    draft_config: TrainDraftConfig,
+    target: Target,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
     tmp_path: Path,
     interrupt_after_saving: Callable[[int], AbstractContextManager[None]],
 ) -> None:
-    straight = train_draft(draft_config, target, tokenizer, tmp_path / "straight")
+    straight, straight_dir = run
     with interrupt_after_saving(4):
-        train_draft(draft_config, target, tokenizer, tmp_path / "resumed")
-    resumed = train_draft(draft_config, target, tokenizer, tmp_path / "resumed")
+        train_draft(draft_config, target, tokenizer, prepared, tmp_path)
+    resumed = train_draft(draft_config, target, tokenizer, prepared, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
-    metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("straight", "resumed")]
+    metrics = [(path / "metrics.jsonl").read_text() for path in (straight_dir, tmp_path)]
     assert metrics[0] == metrics[1]
     assert '"tau_word_problems"' in metrics[0]
-    exported = fd.load_draft(tmp_path / "resumed" / "export", target)
-    rounded = jax.tree.map(
-        lambda x: x.astype(draft_config.export_dtype).astype(x.dtype), resumed.params
-    )
-    jax.tree.map(np.testing.assert_array_equal, exported.params, rounded)
 
 
 def test_another_target_in_the_same_directory_is_refused(
     draft_config: TrainDraftConfig,
     target: Target,
     tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "config.json").write_text('{"target": "0123456789abcdef"}')
     with pytest.raises(ValueError, match="another configuration: .*target: 0123456789abcdef there"):
-        train_draft(draft_config, target, tokenizer, tmp_path)
+        train_draft(draft_config, target, tokenizer, prepared, tmp_path)
+
+
+def test_data_that_does_not_fit_is_refused(
+    target: Target, tokenizer: PreTrainedTokenizerBase, prepared: Prepared
+) -> None:
+    check_data(prepared, tokenizer, target)
+    for change, message in [
+        ({"tokenizer_fingerprint": "0"}, "another tokenizer or chat template"),
+        ({"held_out": []}, "held_out of at least 1"),
+        ({"sequence_length": 5000}, "rows of 5000 tokens: must be at most .*=1024"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_data(dataclasses.replace(prepared, **change), tokenizer, target)
+
+
+def test_a_warm_start_must_have_the_shape(
+    draft_config: TrainDraftConfig,
+    models,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    tmp_path: Path,
+) -> None:
+    other = dataclasses.replace(models.draft.config, block_size=6)
+    fd.save_draft(dataclasses.replace(models.draft, config=other), models.target, tmp_path / "six")
+    config = dataclasses.replace(draft_config, init_from=str(tmp_path / "six"))
+    with pytest.raises(ValueError, match="init_from=.*six.* block_size=6.*must be of the shape"):
+        train_draft(config, models.target, tokenizer, prepared, tmp_path / "run")
+
+
+def test_export_is_the_best_checkpoint(
+    run: tuple[fd.Draft, Path],
+    target: Target,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    tmp_path: Path,
+) -> None:
+    trained, work_dir = run  # Evaluated once, at the end: its last step is its best.
+    report = export_draft(
+        work_dir, target, tokenizer, prepared.held_out, tmp_path, max_new_tokens=16
+    )
+    exported = fd.load_draft(tmp_path, target)
+    rounded = jax.tree.map(lambda x: np.asarray(x).astype("bfloat16"), trained.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float32)),
+        exported.params,
+        rounded,
+    )
+    assert report.step == 6 and report.num_prompts == 4 and report.tau >= 1
+    card = (tmp_path / "README.md").read_text()
+    assert f"| word_problems | {report.metrics['tau_word_problems']:.2f} |" in card
+
+
+def test_files_that_do_not_decode_as_trained_are_refused(
+    run: tuple[fd.Draft, Path],
+    target: Target,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load = export.load_best
+
+    def boast(*arguments):
+        saved = load(*arguments)
+        return saved._replace(metrics={**saved.metrics, "tau_word_problems": 100.0})
+
+    monkeypatch.setattr(export, "load_best", boast)
+    with pytest.raises(ValueError, match="do not hold what was trained"):
+        export_draft(run[1], target, tokenizer, prepared.held_out, tmp_path, max_new_tokens=16)
+
+
+def test_a_directory_without_a_run_is_refused(
+    target: Target, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="holds no run of train/train_draft.py"):
+        export_draft(tmp_path, target, tokenizer, prepared.held_out, tmp_path / "out")
+    (tmp_path / "config.json").write_text('{"target": "0"}')
+    with pytest.raises(ValueError, match="a run for target 0: must be this target"):
+        export_draft(tmp_path, target, tokenizer, prepared.held_out, tmp_path / "out")

@@ -14,7 +14,6 @@ from flexdraft_jax.models.draft import Draft, draft_shapes
 from flexdraft_jax.models.target import Target, TargetModel, target_shapes
 from flexdraft_jax.training.config import (
     OptimizerConfig,
-    RolloutConfig,
     TargetModelConfig,
     TrainDraftConfig,
 )
@@ -74,12 +73,10 @@ def test_of_a_target_step() -> None:
 
 def test_of_a_draft_step() -> None:
     draft_config = DraftConfig(num_draft_layers=2, block_size=4, calibration_rank=16)
-    config = TrainDraftConfig(
-        model=draft_config, data=RolloutConfig(), train=_TRAIN, anchors=_ANCHORS
-    )
+    config = TrainDraftConfig(model=draft_config, train=_TRAIN, anchors=_ANCHORS)
     target = Target(_TARGET, _zeros(target_shapes(_TARGET)))
     draft = Draft(draft_config, _zeros(draft_shapes(_TARGET, draft_config)))
-    step = make_draft_step(config, target, draft, make_optimizer(_TRAIN))
+    step = make_draft_step(config, target, make_optimizer(_TRAIN))
     traced = _matmul_flops(jax.make_jaxpr(step)(_state(draft.params), _ROWS).jaxpr)
     expected = draft_step_flops(
         _TARGET, draft_config, batch_size=_BATCH, length=_LENGTH, anchors=_ANCHORS
