@@ -14,6 +14,7 @@ from flexdraft_jax.data.prepare import PrepareConfig, prepare
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_tokenizer
 from flexdraft_jax.evaluation.tables import Table
+from flexdraft_jax.training import distributed
 from flexdraft_jax.training.progress import track
 
 _INPUT = flags.DEFINE_string("input", None, "JSONL file of conversations.", required=True)
@@ -30,6 +31,7 @@ _HELD_OUT = flags.DEFINE_integer(
 _TEMPLATE_KWARGS = flags.DEFINE_string(
     "template_kwargs", "{}", "Variables of the chat template, as a JSON object."
 )
+_POD = flags.DEFINE_bool("pod", False, "Join the other hosts of a TPU pod.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     with bad_input_exits():
+        distributed.initialize(pod=_POD.value)
         config = PrepareConfig(
             sequence_length=_SEQUENCE_LENGTH.value,
             held_out=_HELD_OUT.value,

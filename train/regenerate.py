@@ -12,6 +12,7 @@ from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 from flexdraft_jax.evaluation.tables import Table
+from flexdraft_jax.training import distributed
 from flexdraft_jax.training.regenerate import regenerate
 from flexdraft_jax.training.rewriting import Writer
 
@@ -30,6 +31,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the 
 _TEMPLATE_KWARGS = flags.DEFINE_string(
     "template_kwargs", "{}", "Variables of the chat template, as a JSON object."
 )
+_POD = flags.DEFINE_bool("pod", False, "Join the other hosts of a TPU pod.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     with bad_input_exits():
+        distributed.initialize(pod=_POD.value)
         models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
         writer = Writer(
             target=models.target,

@@ -3,8 +3,9 @@
     python train/train_draft.py --config configs/default_draft.py --target path/to/target \
         --data runs/data --work_dir runs/draft --set train.learning_rate=5e-4
 
-On a TPU pod, the same command with --pod on every host, and a work_dir that all of them see.
-Elsewhere, with --coordinator=HOST:PORT --num_processes=N --process_id=I on each machine.
+On a TPU pod, the same command with --pod on every host, and a work_dir that all of them see. On
+other machines, with JAX_COORDINATOR_ADDRESS=host:port of the first one, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID set.
 """
 
 from collections.abc import Sequence
@@ -28,9 +29,6 @@ _DATA = flags.DEFINE_string("data", "runs/data", "Output of train/prepare_data.p
 _WORK_DIR = flags.DEFINE_string("work_dir", "runs/draft", "Where checkpoints and results go.")
 _SET = flags.DEFINE_multi_string("set", [], "Override, such as train.steps=100; repeatable.")
 _POD = flags.DEFINE_bool("pod", False, "Join the other hosts of a TPU pod.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,12 +37,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # orbax reports every rename.
     try:
-        distributed.initialize(
-            pod=_POD.value,
-            coordinator=_COORDINATOR.value,
-            num_processes=_NUM_PROCESSES.value,
-            process_id=_PROCESS_ID.value,
-        )
+        distributed.initialize(pod=_POD.value)
         config = load_config(_CONFIG.value, TrainDraftConfig, _SET.value)
         models = load_models(_TARGET.value, dtype=config.step.compute_dtype)
         prepared = load_prepared(_DATA.value)

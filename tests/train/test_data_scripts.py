@@ -1,13 +1,9 @@
 """The commands that make data, as a person runs them."""
 
-import importlib.util
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import pytest
-from absl import flags
 
 import flexdraft_jax as fd
 from flexdraft_jax.data.chat import build_byte_tokenizer
@@ -15,31 +11,6 @@ from flexdraft_jax.data.corpus import Domain
 from flexdraft_jax.data.held_out import HeldOutPrompt, default_prompts, read_prompts
 from flexdraft_jax.data.prepared import load_prepared
 from flexdraft_jax.training.regenerate import RegenerateReport
-
-_SCRIPTS = Path(__file__).parents[2] / "train"
-
-
-@pytest.fixture
-def run_script() -> Iterator[Callable[..., None]]:
-    """run_script("prepare_data", "--input=a.jsonl", patches) runs train/prepare_data.py."""
-    before = set(flags.FLAGS)
-
-    def run(name: str, *arguments: str, **patches: object) -> None:
-        spec = importlib.util.spec_from_file_location(f"script_{name}", _SCRIPTS / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        for attribute, value in patches.items():
-            assert hasattr(module, attribute)
-            setattr(module, attribute, value)
-        try:
-            module.main(flags.FLAGS([name, *arguments]))
-        finally:
-            for flag in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, flag)
-            flags.FLAGS.unparse_flags()
-
-    yield run
 
 
 def test_conversations_become_rows(run_script, tmp_path, capsys) -> None:
