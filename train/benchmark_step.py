@@ -12,7 +12,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     def progress(line: str) -> None:
         console.print(line, style="dim", markup=False)
 
-    compute_dtype: Literal["float32", "bfloat16"] = _COMPUTE_DTYPE.value
+    compute_dtype: Any = _COMPUTE_DTYPE.value  # absl has checked that it is one of the two.
     with bad_input_exits():
         settings = StepBenchmarkSettings(
             DraftConfig(_DRAFT_LAYERS.value, _BLOCK_SIZE.value, _CALIBRATION_RANK.value),
