@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     def progress(line: str) -> None:
         console.print(line, style="dim", markup=False)
 
-    compute_dtype: Any = _COMPUTE_DTYPE.value  # An enum flag: one of the two.
+    compute_dtype: Any = _COMPUTE_DTYPE.value  # absl has checked that it is one of the two.
     with bad_input_exits():
         settings = StepBenchmarkSettings(
             DraftConfig(_DRAFT_LAYERS.value, _BLOCK_SIZE.value, _CALIBRATION_RANK.value),

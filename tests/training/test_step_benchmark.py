@@ -1,14 +1,18 @@
 """The benchmark of the step: both steps compute the same, and every number has its place."""
 
 import dataclasses
+import importlib.util
 import json
-from types import SimpleNamespace
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.models.draft import Draft
@@ -21,7 +25,11 @@ from flexdraft_jax.training.draft_step import loss_and_gradients
 from flexdraft_jax.training.objectives import SlotScores
 from flexdraft_jax.training.plain_step import plain_loss_and_gradients
 from flexdraft_jax.training.rows import Rows
-from flexdraft_jax.training.step_benchmark import StepBenchmarkSettings, benchmark_step
+from flexdraft_jax.training.step_benchmark import (
+    StepBenchmarkReport,
+    StepBenchmarkSettings,
+    benchmark_step,
+)
 
 _SETTINGS = StepBenchmarkSettings(
     DraftConfig(num_draft_layers=1, block_size=4, calibration_rank=8),
@@ -68,6 +76,48 @@ def test_both_steps_are_measured_side_by_side(step_target: Target) -> None:
     # Strict JSON has no NaN.
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["model"].startswith("tiny, ")
     assert all(len(row) == len(report.table().columns) for row in report.table().rows)
+
+
+@pytest.fixture
+def script() -> Iterator[ModuleType]:
+    """train/benchmark_step.py; its flags leave the global table with the test."""
+    before = set(flags.FLAGS)
+    path = Path(__file__).parents[2] / "train" / "benchmark_step.py"
+    spec = importlib.util.spec_from_file_location("script_benchmark_step", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+def test_the_script_hands_its_flags_on_and_writes_its_files(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def measure(target: Target, settings: StepBenchmarkSettings, name: str, _: Any) -> Any:
+        asked.append((target, settings, name))
+        return StepBenchmarkReport(name, {}, settings, [])
+
+    monkeypatch.setattr(script, "benchmark_step", measure)
+    sizes = ["--draft_layers=1", "--block_size=4", "--calibration_rank=8", "--batch_size=2"]
+    sizes += ["--sequence_length=32", "--anchors=8", "--chunk=2", "--repeats=2"]
+    target = ["--random_target=1m", "--vocab_size=64"]
+    files = [f"--json={tmp_path / 'step.json'}", f"--markdown={tmp_path / 'step.md'}"]
+    script.main(flags.FLAGS(["benchmark_step", *target, *sizes, *files]))
+    ((model, settings, name),) = asked
+    assert settings == _SETTINGS
+    assert (model.config.vocab_size, name) == (64, "random weights 1m")
+    assert json.loads((tmp_path / "step.json").read_text())["settings"]["anchors"] == 8
+    assert "| speed-up |" in (tmp_path / "step.md").read_text()
+
+
+def test_a_real_target_has_its_own_vocabulary(script: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="vocab_size=64: goes with --random_target"):
+        script.main(flags.FLAGS(["benchmark_step", "--target=somewhere", "--vocab_size=64"]))
 
 
 def test_what_is_donated_counts_once() -> None:
