@@ -24,14 +24,22 @@ def _start(work_dir: Path, *arguments: str, processes: int, devices: int) -> lis
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+
+    def together(index: int) -> dict[str, str]:
+        if processes == 1:
+            return {}
+        return {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(index),
+        }
+
     return [
         subprocess.Popen(
             [sys.executable, str(_PROGRAM), f"--work_dir={work_dir}", *arguments],
             env={
                 **os.environ,
-                **(together if processes > 1 else {}),
-                "JAX_PROCESS_ID": str(index),
+                **together(index),
                 "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
                 "PYTHONPATH": str(_ROOT),
