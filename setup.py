@@ -18,11 +18,13 @@ setup(
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "jax>=0.10,<0.12",
         "jinja2>=3.1",
+        "matplotlib>=3.9",
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.20",
         "rich>=13.7",
         "safetensors>=0.5",
+        "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.22",
         "transformers>=5,<6",

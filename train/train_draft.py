@@ -10,6 +10,7 @@ JAX_PROCESS_ID set.
 
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
 
 from flexdraft_jax.data.prepared import load_prepared
@@ -39,7 +40,10 @@ def main(argv: Sequence[str]) -> None:
     try:
         distributed.initialize(pod=_POD.value)
         config = load_config(_CONFIG.value, TrainDraftConfig, _SET.value)
-        models = load_models(_TARGET.value, dtype=config.step.compute_dtype)
+        # On a mesh, by way of the host: the target may be too large for one device.
+        where = None if config.mesh.build().size == 1 else jax.local_devices(backend="cpu")[0]
+        with jax.default_device(where):
+            models = load_models(_TARGET.value, dtype=config.step.compute_dtype)
         prepared = load_prepared(_DATA.value)
         train_draft(config, models.target, models.tokenizer, prepared, _WORK_DIR.value)
     except (ValueError, OSError, TrainingDiverged) as error:

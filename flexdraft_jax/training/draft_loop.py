@@ -23,7 +23,7 @@ from flexdraft_jax.models.target import Target, target_logical_axes
 from flexdraft_jax.parallel.mesh import put, shardings
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import DraftEvalConfig, TrainDraftConfig
-from flexdraft_jax.training.distributed import batch_share, local_copy, main_first, place_state
+from flexdraft_jax.training.distributed import batch_share, main_first, place_state
 from flexdraft_jax.training.draft_step import make_draft_step
 from flexdraft_jax.training.flops import draft_step_flops
 from flexdraft_jax.training.loop import EvaluateFn, fit, mean_tau
@@ -44,7 +44,8 @@ def train_draft(
 
     Args:
         config: what to train and how.
-        target: frozen, whole on this process.
+        target: frozen, whole on this process; on a mesh it may be too large for one device, so
+            load it under `jax.default_device` of the CPU.
         tokenizer: of the target.
         prepared: rows to train on and prompts to measure tau on, tokenized for this target.
         work_dir: for checkpoints, metrics and plots; the same for all processes.
@@ -69,12 +70,9 @@ def train_draft(
         first_state(draft.params, optimizer),
         shardings(mesh, axes, draft.params, target.config),
     )
-    step_fn = make_draft_step(
-        config,
-        _spread(target, mesh),
-        optimizer,
-        jax.tree.map(lambda leaf: leaf.sharding, state),
-    )
+    spread = _spread(target, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step_fn = make_draft_step(config, spread, optimizer, places)
     share = batch_share(mesh, config.train.batch_size)
     with main_first("the working directory is prepared"):
         provenance = prepare_work_dir(
@@ -96,7 +94,7 @@ def train_draft(
         config=config.loop,
         work_dir=work_dir,
         provenance=provenance,
-        evaluate=make_tau(config.eval, target, draft.config, tokenizer, prepared.held_out),
+        evaluate=make_tau(config.eval, spread, draft.config, tokenizer, prepared.held_out),
         score=mean_tau,
         step_flops=draft_step_flops(
             target.config,
@@ -134,8 +132,8 @@ def make_tau(
 ) -> EvaluateFn:
     """A function from draft parameters to what real decoding of held-out prompts gives.
 
-    It returns tau and the share of distinct 8-grams of every domain; loops would flatter tau.
-    Every process decodes the same prompts on its first device.
+    It returns tau and the share of distinct 8-grams of every domain; loops would flatter tau. The
+    weights stay spread as they are in training, and all processes decode the same prompts.
     """
     by_domain: dict[str, list[list[int]]] = defaultdict(list)
     for prompt in held_out:
@@ -144,12 +142,12 @@ def make_tau(
 
     def evaluate(params: Params) -> dict[str, float]:
         # In the target's precision, which users will decode in.
-        whole = jax.tree.map(lambda leaf: leaf.astype(target.dtype), local_copy(params))
+        draft = Draft(draft_config, jax.tree.map(lambda x: x.astype(target.dtype), params))
         values = {}
         for domain, prompts in sorted(by_domain.items()):
             answers = answer_prompts(
                 target,
-                Draft(draft_config, whole),
+                draft,
                 tokenizer,
                 prompts,
                 schedule="sequential",

@@ -47,7 +47,11 @@ class ExportReport:
 
     def table(self, output: str) -> Table:
         """What a person wants to see at the end."""
-        measured = [(name, f"{value:.3f}") for name, value in sorted(self.metrics.items())]
+        measured = [
+            (name.replace("_", " "), f"{value:.2f}")
+            for name, value in sorted(self.metrics.items())
+            if name != "score"
+        ]
         return Table(
             title="Exported",
             columns=("", ""),

@@ -13,7 +13,7 @@ _CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def _kind(name: str) -> type:
-    return TrainDraftConfig if "draft" in name else TrainTargetConfig
+    return TrainTargetConfig if "target" in name else TrainDraftConfig
 
 
 @pytest.mark.parametrize("path", sorted(_CONFIGS.glob("*.py")), ids=lambda path: path.stem)

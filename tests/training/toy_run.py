@@ -33,7 +33,6 @@ from flexdraft_jax.training.distributed import (
     global_rows,
     initialize,
     is_main,
-    local_copy,
     main_first,
     place_state,
     to_host,
@@ -67,6 +66,11 @@ class ToyRows:
             "positions": places,
             "response_mask": places > 3,
         }
+
+
+def local_copy(tree):
+    """The whole tree on this process's first device; all processes have to call this."""
+    return jax.tree.map(lambda array: jax.device_put(to_host(array), jax.local_devices()[0]), tree)
 
 
 def toy_state(mesh: Mesh) -> TrainState:
