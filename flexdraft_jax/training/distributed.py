@@ -161,15 +161,6 @@ def to_host(array: jax.Array) -> NDArray[Any]:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def local_copy(tree: Any) -> Any:
-    """The whole tree on this process's first device; all processes have to call this.
-
-    For what runs on one device, such as today's decoder, on every process alike.
-    """
-    device = jax.local_devices()[0]
-    return jax.tree.map(lambda array: jax.device_put(to_host(array), device), tree)
-
-
 def from_main(values: Mapping[str, float]) -> dict[str, float]:
     """The values of process 0, on every process; the names must be the same on all."""
     numbers = np.array(list(values.values()), np.float64)
