@@ -50,15 +50,16 @@ def _state(params: Any) -> TrainState:
 
 
 def _matmul_flops(jaxpr: Any) -> int:
-    """2abc of every product [a, b] x [b, c] in a program without loops."""
+    """2abc of every product [a, b] x [b, c] in a program."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
         for inner_jaxpr in jaxprs_in_params(equation.params):
-            total += _matmul_flops(inner_jaxpr)
+            total += repeats * _matmul_flops(inner_jaxpr)
     return total
 
 

@@ -120,9 +120,8 @@ def toy_step(mesh: Mesh) -> Callable[[TrainState, Rows], tuple[TrainState, Metri
 
 
 def evaluate(params: Any) -> dict[str, float]:
-    """Something that every process can compute from parameters spread over all of them."""
-    whole = local_copy(params)
-    return {"tau_toy": float(jnp.mean(jnp.abs(whole["head"])))}
+    """Something that all processes compute together from parameters spread over them."""
+    return {"tau_toy": float(np.mean(np.abs(to_host(params["head"]))))}
 
 
 def run(
@@ -161,10 +160,8 @@ def run(
 
 def digest(state: TrainState) -> str:
     """A hash of every bit of a state; all processes have to call this."""
-    whole = local_copy(state)
-    return hashlib.sha256(
-        b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(whole))
-    ).hexdigest()
+    whole = jax.tree.map(to_host, state)
+    return hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(whole))).hexdigest()
 
 
 def signalling(
