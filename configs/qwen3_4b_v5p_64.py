@@ -7,9 +7,9 @@
         --output data --sequence_length 3072 --held_out 256 \
         --template_kwargs '{"enable_thinking": false}'
     python train/train_draft.py --pod --config configs/qwen3_4b_v5p_64.py --target Qwen3-4B \
-        --data data --work_dir gs_or_nfs/qwen3_4b_draft
+        --data data --work_dir /shared/qwen3_4b_draft
 
-Each command runs on every host; paths lie where all of them see them.
+Each command runs on every host; paths lie on a file system that all of them see.
 
 Samples: 400,000 conversations of about 1,500 tokens, in 200,000 rows of 3,072 tokens; 4 epochs are
 12,500 steps of 64 rows. Time: a step takes 3.1 PFLOP by `training/flops.py`; 32 chips of 459

@@ -7,9 +7,9 @@
         --output data --sequence_length 2048 --held_out 256 \
         --template_kwargs '{"enable_thinking": false}'
     python train/train_draft.py --pod --config configs/qwen3_8b_v5e_256.py --target Qwen3-8B \
-        --data data --work_dir gs_or_nfs/qwen3_8b_draft
+        --data data --work_dir /shared/qwen3_8b_draft
 
-Each command runs on every host; paths lie where all of them see them.
+Each command runs on every host; paths lie on a file system that all of them see.
 
 Samples: 400,000 conversations of about 1,500 tokens, in 300,000 rows of 2,048 tokens; 4 epochs are
 4,700 steps of 256 rows. Time: a step takes 16.9 PFLOP by `training/flops.py`; 256 chips of 197

@@ -68,11 +68,6 @@ class ToyRows:
         }
 
 
-def local_copy(tree):
-    """The whole tree on this process's first device; all processes have to call this."""
-    return jax.tree.map(lambda array: jax.device_put(to_host(array), jax.local_devices()[0]), tree)
-
-
 def toy_state(mesh: Mesh) -> TrainState:
     """The first state, the same on every mesh."""
     rng = np.random.default_rng(7)
