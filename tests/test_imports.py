@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 import flexdraft_jax
 
@@ -67,3 +68,8 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_a_wrong_import_is_seen() -> None:
     source = "from flexdraft_jax.training.loop import fit\nimport flexdraft_jax.models.cache"
     assert _imported_layers(source) == [(1, "training"), (2, "models")]
+
+
+def test_every_folder_with_code_is_installed() -> None:
+    folders = {".".join(path.relative_to(_PACKAGE.parent).parent.parts) for path in _MODULES}
+    assert folders == set(find_packages(str(_PACKAGE.parent), include=["flexdraft_jax*"]))

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         config = load_config(_CONFIG.value, TrainTargetConfig, _SET.value)
         train_target(config, _WORK_DIR.value)
-    except (ValueError, TrainingDiverged) as error:
+    except (ValueError, OSError, TrainingDiverged) as error:
         raise SystemExit(f"train_target: {error}") from error
     except TrainingStopped as stopped:
         print(f"train_target: {stopped}")

@@ -226,7 +226,10 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str
     # A round trip through JSON turns tuples into lists, as in the recorded file.
     wanted = json.loads(json.dumps({**as_dict(config), **provenance}))
     if recorded.exists():
-        found = json.loads(recorded.read_text())
+        try:
+            found = json.loads(recorded.read_text())
+        except ValueError as error:
+            raise ValueError(f"{recorded} is damaged ({error}): choose another work_dir") from error
         different = [
             key
             for key in sorted(found.keys() | wanted.keys())

@@ -7,14 +7,24 @@ the command line. The comment at a field says what happens when it changes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.parallel.mesh import make_mesh
+
+
+def _require(config: Any, group: str, **bounds: tuple[float, float]) -> None:
+    """Raises ValueError where a field is not in its bounds, both included."""
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            right = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            raise ValueError(f"{group}{name}={value}: must be {right}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,13 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # Decoupled, on matrices only; 0 for drafters, 0.1 for targets.
     clip_norm: float = 1.0  # Gradients of a larger global norm are scaled down to it.
 
+    def __post_init__(self) -> None:
+        positive, share = (1e-12, math.inf), (0.0, 1.0)
+        _require(self, "train.", steps=(1, math.inf), batch_size=(1, math.inf))
+        _require(self, "train.", learning_rate=positive, clip_norm=positive)
+        _require(self, "train.", weight_decay=(0, math.inf), b1=share, b2=share)
+        _require(self, "train.", warmup_fraction=share, decay_fraction=share)
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -42,6 +59,11 @@ class LoopConfig:
     eval_every: int = 250  # Steps between two evaluations; 0 evaluates only at the end.
     checkpoint_seconds: float = 180.0  # Work lost by a crash at most; saving runs in background.
     keep_checkpoints: int = 2  # Older ones are deleted.
+
+    def __post_init__(self) -> None:
+        at_least_one, at_least_zero = (1, math.inf), (0, math.inf)
+        _require(self, "loop.", log_every=at_least_one, keep_checkpoints=at_least_one)
+        _require(self, "loop.", eval_every=at_least_zero, checkpoint_seconds=at_least_zero)
 
 
 @dataclass(frozen=True)
@@ -175,6 +197,9 @@ class DraftEvalConfig:
 
     prompts_per_domain: int = 16  # At most; more give a steadier tau and take longer.
     max_new_tokens: int = 256  # Longest held-out response.
+
+    def __post_init__(self) -> None:
+        _require(self, "eval.", prompts_per_domain=(1, math.inf), max_new_tokens=(1, math.inf))
 
 
 @dataclass(frozen=True)

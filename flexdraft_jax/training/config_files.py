@@ -48,7 +48,10 @@ def load_config(
         raise ValueError(f"config={str(path)!r} is not valid Python: {error}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"config={str(path)!r} defines no get_config()")
-    config = module.get_config()
+    try:
+        config = module.get_config()
+    except (TypeError, ValueError) as error:  # A field that does not exist, a value out of range.
+        raise ValueError(f"config={str(path)!r}: {error}") from error
     if not isinstance(config, expected):
         raise ValueError(
             f"config={str(path)!r}: get_config() returned {type(config).__name__}, "

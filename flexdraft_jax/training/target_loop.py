@@ -50,8 +50,10 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
         TrainingDiverged: the loss became NaN or infinite.
     """
     work_dir = Path(work_dir)
-    provenance = prepare_work_dir(work_dir, config)
     tokenizer = build_byte_tokenizer()
+    target_config = config.model.build(len(tokenizer), (tokenizer.eos_token_id,))
+    params = _first_params(config, target_config)
+    provenance = prepare_work_dir(work_dir, config)  # Behind all that may find a setting wrong.
     rows = prepare_rows(
         corpus_source(
             tokenizer,
@@ -66,10 +68,8 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
     )
     batches = row_loader(rows["train"], batch_size=config.train.batch_size, seed=config.seed)
 
-    target_config = config.model.build(len(tokenizer), (tokenizer.eos_token_id,))
     model = TargetModel(target_config)
     optimizer = make_optimizer(config.train)
-    params = _first_params(config, target_config)
     mesh = make_mesh()
     state = fit(
         place_state(

@@ -118,6 +118,6 @@ def _what_went_wrong(step: int, name: str, metrics: Metrics, rows: Rows) -> str:
     return (
         f"{name} is {float(metrics[name])} at step {step}; "
         f"{name_bad_rows(to_host(rows.tokens), row_loss)}. Lower train.learning_rate or "
-        "train.clip_norm, or leave those rows out, then start again: the newest checkpoint is "
-        "from before this step"
+        "train.clip_norm, or leave those rows out, and start in another work_dir; the newest "
+        "checkpoint here is from before this step"
     )

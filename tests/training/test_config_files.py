@@ -80,3 +80,28 @@ def test_a_wrong_file_is_refused(tmp_path: Path, source: str | None, message: st
         path.write_text(source)
     with pytest.raises(ValueError, match=message):
         load_config(path, TrainTargetConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=0", "train.steps=0: must be at least 1"),
+        ("train.learning_rate=nan", "train.learning_rate=nan: must be at least 1e-12"),
+        ("train.decay_fraction=1.5", "train.decay_fraction=1.5: must be between 0 and 1"),
+        ("loop.log_every=0", "loop.log_every=0: must be at least 1"),
+        ("eval.prompts_per_domain=0", "eval.prompts_per_domain=0: must be at least 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(_CONFIGS / "tiny_draft.py", TrainDraftConfig, [override])
+
+
+def test_a_file_with_a_field_that_does_not_exist(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from flexdraft_jax.training.config import TargetModelConfig\n"
+        "def get_config():\n    return TargetModelConfig(num_layer=2)\n"
+    )
+    with pytest.raises(ValueError, match="mine.py.*num_layer"):
+        load_config(path, TrainDraftConfig)

@@ -1,0 +1,1 @@
+"""Training of targets and drafters, from prepared rows to exported weights."""
