@@ -44,10 +44,10 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # Gradients of a larger global norm are scaled down to it.
 
     def __post_init__(self) -> None:
-        positive, share = (1e-12, math.inf), (0.0, 1.0)
+        not_negative, share = (0.0, math.inf), (0.0, 1.0)
         _require(self, "train.", steps=(1, math.inf), batch_size=(1, math.inf))
-        _require(self, "train.", learning_rate=positive, clip_norm=positive)
-        _require(self, "train.", weight_decay=(0, math.inf), b1=share, b2=share)
+        _require(self, "train.", learning_rate=not_negative, clip_norm=not_negative)
+        _require(self, "train.", weight_decay=not_negative, b1=share, b2=share)
         _require(self, "train.", warmup_fraction=share, decay_fraction=share)
 
 

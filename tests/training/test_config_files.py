@@ -86,7 +86,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, source: str | None, message: st
     ("override", "message"),
     [
         ("train.steps=0", "train.steps=0: must be at least 1"),
-        ("train.learning_rate=nan", "train.learning_rate=nan: must be at least 1e-12"),
+        ("train.learning_rate=nan", "train.learning_rate=nan: must be at least 0"),
         ("train.decay_fraction=1.5", "train.decay_fraction=1.5: must be between 0 and 1"),
         ("loop.log_every=0", "loop.log_every=0: must be at least 1"),
         ("eval.prompts_per_domain=0", "eval.prompts_per_domain=0: must be at least 1"),

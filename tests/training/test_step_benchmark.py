@@ -59,6 +59,7 @@ def test_the_plain_step_computes_the_same(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
 
 
+@pytest.mark.slow
 def test_both_steps_are_measured_side_by_side(step_target: Target) -> None:
     config = dataclasses.replace(step_target.config, vocab_size=32_768)
     lines: list[str] = []
