@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from flexdraft_jax.decoding.generate import GenerateOutput, bucket, generate
+from flexdraft_jax.decoding.generate import GenerateOutput, Sizes, generate, sizes_for
+from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.evaluation.measure import block_size_of
 from flexdraft_jax.evaluation.timing import (
     Progress,
@@ -167,16 +168,16 @@ def same_bucket(
         has prompts of all domains.
     """
 
-    def program(prompt: Sequence[int]) -> tuple[int, ...]:
-        length = len(prompt) + max_new_tokens
-        return bucket(len(prompt), smallest=8), bucket(length + 1), bucket(length + block_size)
+    def programs(prompt: Sequence[int]) -> tuple[Sizes, Sizes]:
+        row = [Request(tuple(prompt), max_new_tokens)]
+        return sizes_for(row, 1), sizes_for(row, block_size)
 
-    members: dict[tuple[int, ...], dict[_Name, list[int]]] = defaultdict(
+    members: dict[tuple[Sizes, Sizes], dict[_Name, list[int]]] = defaultdict(
         lambda: {domain: [] for domain in domains}
     )
     for domain, prompts in domains.items():
         for i, prompt in enumerate(prompts):
-            members[program(prompt)][domain].append(i)
+            members[programs(prompt)][domain].append(i)
     return max(members.values(), key=lambda per_domain: math.prod(map(len, per_domain.values())))
 
 

@@ -46,8 +46,9 @@ def load_models(
         dtype: of the weights in memory.
 
     Raises:
-        ValueError: a draft without a target, or a target directory without a tokenizer.
-        FileNotFoundError: a directory or a file in it is missing.
+        ValueError: a draft without a target, a target directory without a tokenizer, or a
+            directory or a file in it that is missing or broken.
+        FileNotFoundError: neither is named, and the package was installed without its assets.
     """
     if target_directory is None:
         if draft_directory is not None:
