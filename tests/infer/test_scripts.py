@@ -69,8 +69,6 @@ def test_benchmark_writes_json_and_markdown(run_script, tmp_path, capsys) -> Non
         "--batch_sizes=2",
         "--block_sizes=4",
         "--num_prompts=2",
-        "--num_slots=32",
-        "--num_steps=4",
         "--repeats=1",
         f"--json={tmp_path / 'bench.json'}",
         f"--markdown={tmp_path / 'bench.md'}",
