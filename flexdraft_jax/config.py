@@ -22,6 +22,17 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
 
+    def __post_init__(self) -> None:
+        if self.rope_type not in ("linear", "llama3"):
+            raise ValueError(f"rope_type={self.rope_type!r}: must be 'linear' or 'llama3'")
+        if self.factor <= 0:
+            raise ValueError(f"factor={self.factor}: must be positive")
+        if self.rope_type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor={self.low_freq_factor}: must be below "
+                f"high_freq_factor={self.high_freq_factor}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TargetConfig:

@@ -58,12 +58,6 @@ _NUM_PROMPTS = flags.DEFINE_integer(
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."
 )
-_NUM_SLOTS = flags.DEFINE_integer(
-    "num_slots", _DEFAULT.num_slots, "Cache slots, for the cost of a step."
-)
-_NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", _DEFAULT.num_steps, "Steps in one call, for their cost."
-)
 _REPEATS = flags.DEFINE_integer("repeats", _DEFAULT.repeats, "Of every measurement, interleaved.")
 _JSON = flags.DEFINE_string("json", None, "Write everything measured to this file.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
@@ -86,8 +80,6 @@ def main(argv: Sequence[str]) -> None:
             confidence_threshold=_CONFIDENCE_THRESHOLD.value,
             num_prompts=_NUM_PROMPTS.value,
             max_new_tokens=_MAX_NEW_TOKENS.value,
-            num_slots=_NUM_SLOTS.value,
-            num_steps=_NUM_STEPS.value,
             repeats=_REPEATS.value,
         )
         if _RANDOM_TARGET.value:

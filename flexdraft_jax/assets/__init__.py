@@ -5,7 +5,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from flexdraft_jax.checkpoints.draft import load_draft
-from flexdraft_jax.checkpoints.hf import load_target
+from flexdraft_jax.checkpoints.hf import load_target, load_tokenizer
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 
@@ -40,9 +40,6 @@ def load_default(*, dtype: str = "float32") -> tuple[Target, Draft, "PreTrainedT
             "default. Install from a complete clone (pip install .), or load directories of your "
             "own with load_target and load_draft"
         )
-    # Takes seconds, and most users of the library never need it.
-    from transformers import AutoTokenizer
-
     target = load_target(directory / "target", dtype=dtype)
     draft = load_draft(directory / "draft", target)
-    return target, draft, AutoTokenizer.from_pretrained(directory / "target")
+    return target, draft, load_tokenizer(directory / "target")

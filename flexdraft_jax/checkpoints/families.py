@@ -264,10 +264,6 @@ def _rope(
         low, high = (
             fields.number(rope, f"{end}_freq_factor", where=key) for end in ("low", "high")
         )
-        if low >= high:
-            raise ValueError(
-                f"{key}.low_freq_factor={low!r}: must be below high_freq_factor={high!r}"
-            )
         return inner_theta, RopeScaling(
             "llama3", fields.number(rope, "factor", where=key), low, high, original
         )

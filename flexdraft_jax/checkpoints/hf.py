@@ -1,9 +1,9 @@
-"""Targets: Hugging Face directories in and out."""
+"""Targets and their tokenizers: Hugging Face directories in and out."""
 
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from flexdraft_jax.checkpoints.safetensors import (
 )
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.target import Target, target_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -81,6 +84,25 @@ def load_target(directory: str | os.PathLike[str], *, dtype: str = "float32") ->
         _require_tied(checkpoint)
     readers = weights.parameter_readers(checkpoint, shapes, TARGET_RULES, target_dtype)
     return Target(config=config, params=weights.read_parameters(readers))
+
+
+def load_tokenizer(directory: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
+    """Loads the tokenizer that lies beside a target's weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = pathlib.Path(directory)
+    # Without this look, a missing tokenizer becomes a search on the network.
+    if not any((path / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+        raise ValueError(
+            f"{path} has no tokenizer_config.json and no tokenizer.json: save the target's "
+            "tokenizer there (tokenizer.save_pretrained)"
+        )
+    # Takes seconds, and most users of the library never need it.
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 def read_target_config(directory: str | os.PathLike[str]) -> TargetConfig:

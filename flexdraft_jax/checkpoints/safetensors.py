@@ -173,9 +173,9 @@ def write_safetensors(
     # The library writes the buffer as it lies in memory: a transposed view would be stored
     # scrambled, with no error.
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    # transformers refuses files without this entry.
     partial.touch()
     usual_mode = partial.stat().st_mode
+    # transformers refuses files without this entry.
     safetensors.numpy.save_file(contiguous, partial, metadata={"format": "pt"})
     partial.chmod(usual_mode)  # The library's own lets nobody but the owner read the file.
     os.replace(partial, path)

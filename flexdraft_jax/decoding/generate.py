@@ -129,9 +129,13 @@ class Sizes:
 
 
 def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
-    """The buckets that hold every request: a row needs prompt + budget + n slots."""
+    """The buckets that hold every request.
+
+    A row needs prompt + budget + n - 2 slots: its last step is the one that emits token `budget`,
+    and writes n tokens behind the prompt and the first budget - 2 of the new ones.
+    """
     prompt = bucket(max(len(r.prompt) for r in requests), smallest=8)
-    slots = bucket(max(len(r.prompt) + r.budget for r in requests) + block_size)
+    slots = bucket(max(len(r.prompt) + r.budget for r in requests) + block_size - 2)
     return Sizes(
         prompt=prompt,
         output=bucket(max(r.budget for r in requests)),

@@ -6,12 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from flexdraft_jax.decoding.acceptance import Verdict
 from flexdraft_jax.decoding.state import DecodeState
 from flexdraft_jax.decoding.steps import (
     STEPS,
     DecodeProgram,
     Variables,
-    emit_first,
+    emit,
     first_block,
     greedy_token,
 )
@@ -44,7 +45,8 @@ def prefill(
         length=prompt_length,
     )
     block = first_block(program, variables, state, bonus)
-    return emit_first(dataclasses.replace(state, block=block), bonus)
+    # The prompt's own token is the bonus of no step.
+    return emit(dataclasses.replace(state, block=block), Verdict(jnp.zeros_like(bonus), bonus))
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
@@ -64,13 +66,13 @@ def run(
     """
     step = STEPS[program.schedule]
 
-    def goes_on(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
+    def cond_fn(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
         done, state = carry
         full = state.length + program.block_size > state.cache.num_slots
         return (done < max_steps) & jnp.any(state.active) & ~jnp.any(state.active & full)
 
-    def body(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+    def body_fn(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         done, state = carry
         return done + 1, step(program, variables, state)
 
-    return jax.lax.while_loop(goes_on, body, (jnp.int32(0), state))[1]
+    return jax.lax.while_loop(cond_fn, body_fn, (jnp.int32(0), state))[1]

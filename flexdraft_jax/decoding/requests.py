@@ -11,7 +11,7 @@ import numpy as np
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.confidence import PRUNING_STRATEGIES
 from flexdraft_jax.decoding.steps import STEPS
-from flexdraft_jax.models.draft import Draft, shape_mismatches
+from flexdraft_jax.models.draft import Draft, check_draft_fits
 from flexdraft_jax.models.target import Target
 
 
@@ -97,19 +97,20 @@ def check_settings(
     _one_of("pruning_strategy", pruning_strategy, PRUNING_STRATEGIES)
     if block_size is not None and _integer("block_size", block_size) < 2:
         raise ValueError(f"block_size={block_size}: must be at least 2 (one bonus and one draft)")
-    if schedule == "ar":
+    if schedule != "ar":
+        if draft is None:
+            raise ValueError(
+                f'draft=None: schedule="{schedule}" needs one; only "ar" decodes without'
+            )
+        check_draft_fits(draft, target.config)
+    return block_size_of(draft, schedule, block_size)
+
+
+def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) -> int:
+    """n that a schedule decodes with: 1 for "ar", else what was asked for or the draft's own."""
+    if schedule == "ar" or draft is None:
         return 1
-    if draft is None:
-        raise ValueError(f'draft=None: schedule="{schedule}" needs one; only "ar" decodes without')
-    check_draft_fits(target.config, draft)
     return draft.config.block_size if block_size is None else block_size
-
-
-def check_draft_fits(config: TargetConfig, draft: Draft) -> None:
-    """Raises ValueError, naming each weight and both shapes, if `draft` is for another target."""
-    wrong = shape_mismatches(config, draft)
-    if wrong:
-        raise ValueError("draft: made for another target: " + "; ".join(wrong))
 
 
 def _budgets(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:

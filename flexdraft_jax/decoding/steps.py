@@ -62,7 +62,7 @@ def ar_step(program: DecodeProgram, variables: Variables, state: DecodeState) ->
     """Plain decoding: one clean token in, the next one out."""
     clean = program.apply(variables, "clean_pass", state.block.tokens, state.length, state.cache)
     verdict = _verify(program, variables, clean.hidden, state.block)
-    stepped = _emit(_commit(state, clean.fresh, verdict), verdict)
+    stepped = _commit_and_emit(state, clean.fresh, verdict)
     block = dataclasses.replace(state.block, tokens=verdict.bonus[:, None])
     return _keep_finished(state, dataclasses.replace(stepped, block=block))
 
@@ -79,7 +79,7 @@ def sequential_step(
         return _padded(clean.fresh, program.block_size), verdict
 
     fresh, verdict = _by_verify_length(program, verify, state)
-    stepped = _emit(_commit(state, fresh, verdict), verdict)
+    stepped = _commit_and_emit(state, fresh, verdict)
     hidden = program.apply(
         variables, "draft_pass", stepped.length, program.block_size, stepped.cache
     )
@@ -107,7 +107,7 @@ def parallel_step(program: DecodeProgram, variables: Variables, state: DecodeSta
         return _padded(both.clean.fresh, program.block_size), verdict, hidden
 
     fresh, verdict, hidden = _by_verify_length(program, verify_and_draft, state)
-    stepped = _emit(_commit(state, fresh, verdict), verdict)
+    stepped = _commit_and_emit(state, fresh, verdict)
     block = next_block(program, variables, hidden, verdict.bonus, state.confidence_threshold)
     return _keep_finished(state, dataclasses.replace(stepped, block=block))
 
@@ -152,14 +152,32 @@ def first_block(
     return next_block(program, variables, hidden, bonus, state.confidence_threshold)
 
 
-def emit_first(state: DecodeState, bonus: jax.Array) -> DecodeState:
-    """Emits the token that the prompt itself leads to. That is no step: nothing is logged."""
-    emitted = _emit(state, Verdict(jnp.zeros_like(bonus), bonus))
+def emit(state: DecodeState, verdict: Verdict) -> DecodeState:
+    """Appends the accepted drafts and the bonus, up to a stop token or the budget."""
+    rows = jnp.arange(state.length.shape[0])
+    slot = jnp.arange(state.block.tokens.shape[1])
+    drafts = jnp.roll(state.block.tokens, -1, axis=1)  # draft j + 1 in slot j
+    a = verdict.num_accepted[:, None]
+    emitted = jnp.where(slot < a, drafts, verdict.bonus[:, None])  # [B, n], valid up to slot a
+
+    remaining = (state.budget - state.num_emitted)[:, None]
+    valid = (slot <= a) & (slot < remaining)
+    stops = valid & jnp.any(emitted[:, :, None] == state.stop_token_ids[:, None, :], axis=-1)
+    stopped = jnp.any(stops, axis=1)
+    # Up to the first stop token, itself included.
+    valid &= jnp.cumsum(stops, axis=1) - stops == 0
+    count = jnp.where(state.active, jnp.sum(valid, axis=1), 0)
+    num_emitted = state.num_emitted + count
+    finished = jnp.where(stopped, STOP, jnp.where(num_emitted >= state.budget, LENGTH, RUNNING))
+
+    size = state.tokens.shape[1]
+    column = state.num_emitted[:, None] + slot
+    column = jnp.where(slot < count[:, None], column, size)
     return dataclasses.replace(
-        emitted,
-        num_steps=state.num_steps,
-        acceptance_lengths=state.acceptance_lengths,
-        verify_lengths=state.verify_lengths,
+        state,
+        tokens=state.tokens.at[rows[:, None], column].set(emitted, mode="drop"),
+        num_emitted=num_emitted,
+        finish_reason=jnp.where(state.active, finished, state.finish_reason),
     )
 
 
@@ -201,6 +219,13 @@ def _padded(fresh: tuple[KeysValues, ...], size: int) -> tuple[KeysValues, ...]:
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))), fresh)
 
 
+def _commit_and_emit(
+    state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict
+) -> DecodeState:
+    """Commits, logs and emits; emitting comes last, as it finishes rows."""
+    return emit(_log(_commit(state, fresh, verdict), verdict), verdict)
+
+
 def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict) -> DecodeState:
     """Puts the verified tokens into the cache and forgets the rejected ones by the length alone."""
     # Always true where `active` is, but it makes the write wait for the verdict, and so for every
@@ -213,33 +238,13 @@ def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict)
     )
 
 
-def _emit(state: DecodeState, verdict: Verdict) -> DecodeState:
-    """Appends the accepted drafts and the bonus, up to a stop token or the budget, and logs."""
+def _log(state: DecodeState, verdict: Verdict) -> DecodeState:
+    """Counts the step and notes its a + 1 and v."""
     rows = jnp.arange(state.length.shape[0])
-    slot = jnp.arange(state.block.tokens.shape[1])
-    drafts = jnp.roll(state.block.tokens, -1, axis=1)  # draft j + 1 in slot j
-    a = verdict.num_accepted[:, None]
-    emitted = jnp.where(slot < a, drafts, verdict.bonus[:, None])  # [B, n], valid up to slot a
-
-    remaining = (state.budget - state.num_emitted)[:, None]
-    valid = (slot <= a) & (slot < remaining)
-    stops = valid & jnp.any(emitted[:, :, None] == state.stop_token_ids[:, None, :], axis=-1)
-    stopped = jnp.any(stops, axis=1)
-    # Up to the first stop token, itself included.
-    valid &= jnp.cumsum(stops, axis=1) - stops == 0
-    count = jnp.where(state.active, jnp.sum(valid, axis=1), 0)
-    num_emitted = state.num_emitted + count
-    finished = jnp.where(stopped, STOP, jnp.where(num_emitted >= state.budget, LENGTH, RUNNING))
-
-    size = state.tokens.shape[1]
-    column = state.num_emitted[:, None] + slot
-    column = jnp.where(slot < count[:, None], column, size)
-    entry = jnp.where(state.active, state.num_steps, size)
+    # A row that is finished writes behind the last entry, and mode="drop" discards it.
+    entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])
     return dataclasses.replace(
         state,
-        tokens=state.tokens.at[rows[:, None], column].set(emitted, mode="drop"),
-        num_emitted=num_emitted,
-        finish_reason=jnp.where(state.active, finished, state.finish_reason),
         num_steps=state.num_steps + state.active,
         acceptance_lengths=state.acceptance_lengths.at[rows, entry].set(
             verdict.num_accepted + 1, mode="drop"

@@ -12,15 +12,14 @@ import numpy as np
 
 from flexdraft_jax.checkpoints.hf import save_target
 from flexdraft_jax.config import TargetConfig
-from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.corpus import DOMAINS
-from flexdraft_jax.data.held_out import default_prompts
 from flexdraft_jax.evaluation.decode_speed import (
     DecodeRow,
     Method,
+    decode_table,
     measure_decoding,
-    same_bucket,
     schedule_method,
+    similar_prompts,
 )
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.peers import HuggingFace, has_torch
@@ -170,20 +169,12 @@ def benchmark_models(
     options |= {"block_size": block_size, "confidence_threshold": settings.confidence_threshold}
     methods += [schedule_method(target, draft, name, **options) for name in settings.schedules]
 
-    encoded = {
-        domain: [encode_turn(models.tokenizer, p.prompt, None).tokens for p in prompts]
-        for domain, prompts in ((domain, default_prompts(domain)) for domain in DOMAINS)
-    }
-    rows = same_bucket(encoded, settings.max_new_tokens, block_size)
+    prompts = similar_prompts(
+        models.tokenizer, settings.num_prompts, settings.max_new_tokens, block_size
+    )
     decoding = []
     for domain in DOMAINS:
-        if len(rows[domain]) < settings.num_prompts:
-            raise ValueError(
-                f"num_prompts={settings.num_prompts}: must be at most {len(rows[domain])}, the "
-                f"{domain} prompts of similar length"
-            )
-        prompts = [encoded[domain][row] for row in rows[domain][: settings.num_prompts]]
-        decoding += _decode(methods, prompts, domain, settings, progress)
+        decoding += _decode(methods, prompts[domain].tokens, domain, settings, progress)
     name = f"{models.name}, {describe_size(target, draft)}"
     return BenchmarkReport(name, environment(), settings, steps, decoding)
 
@@ -322,22 +313,9 @@ def _step_table(report: BenchmarkReport) -> Table:
 
 def _decode_table(report: BenchmarkReport) -> Table:
     settings = report.settings
-    return Table(
+    return decode_table(
+        report.decoding,
         title=f"Whole calls: {report.model}",
-        columns=("prompts", "method", "batch", "n", "tau", "tokens/s", "speed-up", "equal to ar"),
-        rows=[
-            (
-                row.domain.replace("_", " "),
-                row.method,
-                str(row.batch_size),
-                str(row.block_size),
-                "-" if row.tau is None else f"{row.tau:.2f}",
-                f"{row.tokens_per_second:.0f}",
-                f"{row.speedup:.3g}",
-                f"{row.num_equal} of {row.num_prompts}",
-            )
-            for row in report.decoding
-        ],
         note=(
             f"{settings.num_prompts} prompts, up to {settings.max_new_tokens} new tokens, "
             f"confidence threshold {settings.confidence_threshold:g}. Median (lowest-highest) of "

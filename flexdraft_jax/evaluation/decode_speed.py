@@ -6,8 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from flexdraft_jax.decoding.generate import GenerateOutput, bucket, generate
-from flexdraft_jax.evaluation.measure import block_size_of
+from transformers import PreTrainedTokenizerBase
+
+from flexdraft_jax.data.chat import encode_turn
+from flexdraft_jax.data.corpus import DOMAINS, Domain
+from flexdraft_jax.data.held_out import HeldOutPrompt, default_prompts
+from flexdraft_jax.decoding.generate import GenerateOutput, Sizes, generate, sizes_for
+from flexdraft_jax.decoding.requests import Request, block_size_of
+from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import (
     Progress,
     Spread,
@@ -167,17 +173,84 @@ def same_bucket(
         has prompts of all domains.
     """
 
-    def program(prompt: Sequence[int]) -> tuple[int, ...]:
-        length = len(prompt) + max_new_tokens
-        return bucket(len(prompt), smallest=8), bucket(length + 1), bucket(length + block_size)
+    def programs(prompt: Sequence[int]) -> tuple[Sizes, Sizes]:
+        row = [Request(tuple(prompt), max_new_tokens)]
+        return sizes_for(row, 1), sizes_for(row, block_size)
 
-    members: dict[tuple[int, ...], dict[_Name, list[int]]] = defaultdict(
+    members: dict[tuple[Sizes, Sizes], dict[_Name, list[int]]] = defaultdict(
         lambda: {domain: [] for domain in domains}
     )
     for domain, prompts in domains.items():
         for i, prompt in enumerate(prompts):
-            members[program(prompt)][domain].append(i)
+            members[programs(prompt)][domain].append(i)
     return max(members.values(), key=lambda per_domain: math.prod(map(len, per_domain.values())))
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """Held-out prompts of one domain.
+
+    Attributes:
+        texts: with their reference answers.
+        tokens: the same as turns of a user.
+    """
+
+    texts: list[HeldOutPrompt]
+    tokens: list[list[int]]
+
+
+def similar_prompts(
+    tokenizer: PreTrainedTokenizerBase, num_prompts: int, max_new_tokens: int, block_size: int
+) -> dict[Domain, PromptSet]:
+    """The first held-out prompts of every domain in one bucket of lengths, as `same_bucket` picks.
+
+    Raises:
+        ValueError: a domain has fewer of them than `num_prompts`.
+    """
+    texts = {domain: default_prompts(domain) for domain in DOMAINS}
+    tokens = {
+        domain: [encode_turn(tokenizer, prompt.prompt, None).tokens for prompt in texts[domain]]
+        for domain in DOMAINS
+    }
+    picked = {}
+    for domain, rows in same_bucket(tokens, max_new_tokens, block_size).items():
+        if len(rows) < num_prompts:
+            raise ValueError(
+                f"num_prompts={num_prompts}: must be at most {len(rows)}, the {domain} prompts of "
+                "similar length"
+            )
+        chosen = rows[:num_prompts]
+        picked[domain] = PromptSet(
+            [texts[domain][i] for i in chosen], [tokens[domain][i] for i in chosen]
+        )
+    return picked
+
+
+_CELLS: Mapping[str, Callable[[DecodeRow], str]] = {
+    "prompts": lambda row: row.domain.replace("_", " "),
+    "method": lambda row: "plain decoding" if row.method == "ar" else row.method,
+    "batch": lambda row: str(row.batch_size),
+    "n": lambda row: str(row.block_size),
+    "tau": lambda row: "-" if row.tau is None else f"{row.tau:.2f}",
+    "tokens/s": lambda row: f"{row.tokens_per_second:.0f}",
+    "speed-up": lambda row: "1" if row.method == "ar" else f"{row.speedup:.2f}",
+    "equal to plain": lambda row: f"{row.num_equal} of {row.num_prompts}",
+}
+
+
+def decode_table(
+    rows: Sequence[DecodeRow], title: str, note: str, columns: Sequence[str] = tuple(_CELLS)
+) -> Table:
+    """One line per row.
+
+    Args:
+        rows: to show.
+        title: of the table.
+        note: below the table.
+        columns: which keys of `_CELLS` to show; all of them if left out.
+    """
+    cells = [tuple(_CELLS[column](row) for column in columns) for row in rows]
+    return Table(title, tuple(columns), cells, note)
 
 
 def _label(method: Method) -> str:

@@ -6,26 +6,25 @@ from typing import Any
 
 from rich.console import Console
 
-from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.corpus import DOMAINS, Domain
-from flexdraft_jax.data.held_out import HeldOutPrompt, default_prompts
+from flexdraft_jax.data.held_out import HeldOutPrompt
 from flexdraft_jax.data.word_problems import parse_answer
 from flexdraft_jax.evaluation.benchmark import describe_size
 from flexdraft_jax.evaluation.decode_speed import (
     DecodeRow,
+    PromptSet,
+    decode_table,
     measure_decoding,
-    same_bucket,
     schedule_method,
+    similar_prompts,
 )
 from flexdraft_jax.evaluation.generation import GenerationSettings, StreamedAnswer, answer_live
 from flexdraft_jax.evaluation.highlight import Highlighter, printable
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.measure import (
     DomainReport,
-    answer_prompts,
     decode_text,
-    domain_report,
-    reference_tokens,
+    evaluate_prompts,
     report_table,
 )
 from flexdraft_jax.evaluation.tables import Table
@@ -51,6 +50,12 @@ class DemoSettings:
     batch_size: int = 32
     confidence_threshold: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_timed <= self.num_prompts:
+            raise ValueError(
+                f"num_timed={self.num_timed}: must be from 1 to num_prompts={self.num_prompts}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class DemoReport:
@@ -65,14 +70,6 @@ class DemoReport:
     domains: list[DomainReport]
     speed: list[DecodeRow]
     seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prompts:
-    """Held-out prompts of one domain, as text and as tokens."""
-
-    texts: list[HeldOutPrompt]
-    tokens: list[list[int]]
 
 
 # On a CPU two passes cost less than one pass that carries every mask group.
@@ -94,7 +91,9 @@ def run_demo(models: Models, console: Console, settings: DemoSettings) -> DemoRe
         raise ValueError("draft=None: the demo needs one")
     start = time.perf_counter()
     block_size = models.draft.config.block_size
-    prompts = _pick_prompts(models, settings, block_size)
+    prompts = similar_prompts(
+        models.tokenizer, settings.num_prompts, settings.max_new_tokens, block_size
+    )
     _introduce(models, console, block_size)
 
     decoding = GenerationSettings(
@@ -106,7 +105,20 @@ def run_demo(models: Models, console: Console, settings: DemoSettings) -> DemoRe
         _show_answer(models, console, prompts[domain], decoding)
 
     _say(console, "Answering more prompts, and the same ones plainly ...")
-    domains = _measure_domains(models, prompts, settings, block_size)
+    domains = [
+        evaluate_prompts(
+            models.target,
+            models.draft,
+            models.tokenizer,
+            prompts[domain].texts,
+            schedule=_SHOWN_SCHEDULE,
+            confidence_threshold=settings.confidence_threshold,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            compare=True,
+        )
+        for domain in DOMAINS
+    ]
     console.print()
     console.print(report_table(domains).to_rich())
     _say(console, "Timing the schedules in turn ...")
@@ -145,31 +157,6 @@ def conclusions(report: DemoReport) -> list[str]:
     return lines
 
 
-def _pick_prompts(
-    models: Models, settings: DemoSettings, block_size: int
-) -> dict[Domain, _Prompts]:
-    """Prompts of one bucket of lengths, so that one program per schedule serves both domains."""
-    texts = {domain: default_prompts(domain) for domain in DOMAINS}
-    tokens = {
-        domain: [encode_turn(models.tokenizer, p.prompt, None).tokens for p in texts[domain]]
-        for domain in DOMAINS
-    }
-    rows = same_bucket(tokens, settings.max_new_tokens, block_size)
-    picked = {}
-    for domain in DOMAINS:
-        chosen = rows[domain][: settings.num_prompts]
-        if len(chosen) < max(settings.num_prompts, settings.num_timed, 1):
-            raise ValueError(
-                f"num_prompts={settings.num_prompts} and num_timed={settings.num_timed}: must be "
-                f"at least 1, in this order, and at most {len(rows[domain])}, the {domain} "
-                "prompts of similar length"
-            )
-        picked[domain] = _Prompts(
-            [texts[domain][i] for i in chosen], [tokens[domain][i] for i in chosen]
-        )
-    return picked
-
-
 def _introduce(models: Models, console: Console, block_size: int) -> None:
     console.rule(f"FlexDraft: {models.name}", align="left")
     console.print(
@@ -181,7 +168,7 @@ def _introduce(models: Models, console: Console, block_size: int) -> None:
 
 
 def _show_answer(
-    models: Models, console: Console, prompts: _Prompts, decoding: GenerationSettings
+    models: Models, console: Console, prompts: PromptSet, decoding: GenerationSettings
 ) -> None:
     prompt = prompts.texts[0]
     console.print()
@@ -197,54 +184,16 @@ def _show_answer(
 
 def _facts(models: Models, prompt: HeldOutPrompt, answer: StreamedAnswer) -> str:
     """One line below a streamed answer."""
-    output = answer.output
-    num_steps = len(output.acceptance_lengths[0])
-    facts = [
-        f"{len(output.tokens[0])} tokens in {num_steps} steps",
-        f"tau {output.tau:.2f}",
-        f"{answer.tokens_per_second:.0f} tokens/s while streaming",
-    ]
+    facts = answer.describe()
     if prompt.answer is not None:
-        text = decode_text(models.tokenizer, output.tokens[0])
+        text = decode_text(models.tokenizer, answer.output.tokens[0])
         right = parse_answer(text) == prompt.answer
-        facts.append("the answer is right" if right else f"wrong, it is {prompt.answer}")
-    return "; ".join(facts) + "."
-
-
-def _measure_domains(
-    models: Models, prompts: dict[Domain, _Prompts], settings: DemoSettings, block_size: int
-) -> list[DomainReport]:
-    """Answers all prompts of all domains in shared batches, with drafts and plainly."""
-    tokens = [row for domain in DOMAINS for row in prompts[domain].tokens]
-    shared: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "confidence_threshold": settings.confidence_threshold,
-        "batch_size": settings.batch_size,
-    }
-    answers = answer_prompts(
-        models.target, models.draft, models.tokenizer, tokens, schedule=_SHOWN_SCHEDULE, **shared
-    )
-    plain = answer_prompts(models.target, None, models.tokenizer, tokens, schedule="ar", **shared)
-    reports = []
-    for i, domain in enumerate(DOMAINS):
-        part = slice(i * settings.num_prompts, (i + 1) * settings.num_prompts)
-        texts = prompts[domain].texts
-        reports.append(
-            domain_report(
-                texts,
-                answers[part],
-                plain[part],
-                reference_tokens(models.tokenizer, texts, settings.max_new_tokens),
-                schedule=_SHOWN_SCHEDULE,
-                block_size=block_size,
-                confidence_threshold=settings.confidence_threshold,
-            )
-        )
-    return reports
+        facts += "; the answer is right" if right else f"; wrong, it is {prompt.answer}"
+    return facts + "."
 
 
 def _measure_speed(
-    models: Models, prompts: dict[Domain, _Prompts], settings: DemoSettings
+    models: Models, prompts: dict[Domain, PromptSet], settings: DemoSettings
 ) -> list[DecodeRow]:
     arguments: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
@@ -268,18 +217,10 @@ def _measure_speed(
 
 
 def _speed_table(rows: list[DecodeRow], settings: DemoSettings) -> Table:
-    return Table(
+    return decode_table(
+        rows,
         title="Speed, one prompt at a time",
-        columns=("held-out prompts", "schedule", "tokens/s", "speed-up"),
-        rows=[
-            (
-                _title(row.domain).lower(),
-                "plain decoding" if row.method == "ar" else row.method,
-                f"{row.tokens_per_second.median:.0f}",
-                "1" if row.method == "ar" else f"{row.speedup:.2f}",
-            )
-            for row in rows
-        ],
+        columns=("prompts", "method", "tokens/s", "speed-up"),
         note=f"{settings.num_timed} prompts a domain, whole calls, compilation excluded. Median "
         f"(lowest-highest) of {settings.repeats} interleaved repeats.",
     )

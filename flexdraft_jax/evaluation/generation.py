@@ -8,7 +8,7 @@ from typing import Any
 
 from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.decoding.generate import GenerateOutput, stream
-from flexdraft_jax.evaluation.decode_speed import measure_decoding, schedule_method
+from flexdraft_jax.evaluation.decode_speed import decode_table, measure_decoding, schedule_method
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.text import Piece, PieceReader
@@ -138,18 +138,10 @@ def compare_with_plain(
     ]
     rows = measure_decoding(methods, [prompt], domain="prompt", batch_size=1, repeats=repeats)
     equal = "yes" if rows[1].num_equal else "NO"
-    return Table(
+    return decode_table(
+        rows,
         title=f"Equal to plain decoding, token for token: {equal}",
-        columns=("schedule", "tau", "tokens/s", "speed-up"),
-        rows=[
-            (
-                "plain decoding" if row.method == "ar" else row.method,
-                "-" if row.tau is None else f"{row.tau:.2f}",
-                f"{row.tokens_per_second:.0f}",
-                f"{row.speedup:.2f}",
-            )
-            for row in rows
-        ],
+        columns=("method", "tau", "tokens/s", "speed-up"),
         note=f"Whole calls, compilation excluded. Median (lowest-highest) of {repeats} "
         "interleaved repeats.",
     )

@@ -6,11 +6,11 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.assets import load_default
 from flexdraft_jax.checkpoints.draft import load_draft
-from flexdraft_jax.checkpoints.hf import load_target
+from flexdraft_jax.checkpoints.hf import load_target, load_tokenizer
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 
@@ -46,8 +46,9 @@ def load_models(
         dtype: of the weights in memory.
 
     Raises:
-        ValueError: a draft without a target, or a target directory without a tokenizer.
-        FileNotFoundError: a directory or a file in it is missing.
+        ValueError: a draft without a target, a target directory without a tokenizer, or a
+            directory or a file in it that is missing or broken.
+        FileNotFoundError: neither is named, and the package was installed without its assets.
     """
     if target_directory is None:
         if draft_directory is not None:
@@ -61,22 +62,6 @@ def load_models(
     draft = None if draft_directory is None else load_draft(draft_directory, target)
     name = pathlib.Path(target_directory).resolve().name
     return Models(target, draft, load_tokenizer(target_directory), name)
-
-
-def load_tokenizer(directory: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer that lies beside a target's weights.
-
-    Raises:
-        ValueError: there is none that can be read.
-    """
-    path = pathlib.Path(directory)
-    # Without this look, a missing tokenizer becomes a search on the network.
-    if not any((path / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
-        raise ValueError(
-            f"{path} has no tokenizer_config.json and no tokenizer.json: save the target's "
-            "tokenizer there (tokenizer.save_pretrained)"
-        )
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.held_out import HeldOutPrompt, distinct_ngrams
 from flexdraft_jax.data.word_problems import parse_answer
 from flexdraft_jax.decoding.generate import sizes_for, start
-from flexdraft_jax.decoding.requests import check_requests
+from flexdraft_jax.decoding.requests import block_size_of, check_requests
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
@@ -72,11 +72,6 @@ class DomainReport:
     accuracy: float | None = None
     plain_accuracy: float | None = None
     rows_equal: int | None = None
-
-    @property
-    def lossless(self) -> bool | None:
-        """Whether every answer equals plain decoding; None if that was not run."""
-        return None if self.rows_equal is None else self.rows_equal == self.num_prompts
 
 
 def evaluate_prompts(
@@ -267,13 +262,6 @@ def accuracy(prompts: Sequence[HeldOutPrompt], answers: Sequence[Answer]) -> flo
 def rows_equal(answers: Sequence[Answer], plain: Sequence[Answer]) -> int:
     """How many answers are equal, token for token."""
     return sum(a.tokens == b.tokens for a, b in zip(answers, plain, strict=True))
-
-
-def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) -> int:
-    """n that a schedule decodes with: 1 for "ar", else what was asked for or the draft's own."""
-    if schedule == "ar" or draft is None:
-        return 1
-    return draft.config.block_size if block_size is None else block_size
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:

@@ -131,20 +131,18 @@ def init_draft(
     return Draft(draft_config, params)
 
 
-def shape_mismatches(config: TargetConfig, draft: Draft) -> list[str]:
-    """What keeps `draft` from drafting for a target: each weight with both shapes; empty if fit."""
-    if draft.config.num_draft_layers > config.num_layers:
-        return [
-            f"num_draft_layers={draft.config.num_draft_layers} but the target has "
-            f"num_layers={config.num_layers}"
-        ]
+def check_draft_fits(draft: Draft, config: TargetConfig) -> None:
+    """Raises ValueError, naming each weight and both shapes, if `draft` is for another target."""
+    check_num_draft_layers(draft.config, config)
     expected = _shapes_by_path(draft_shapes(config, draft.config))
     found = _shapes_by_path(draft.params)
-    return [
+    wrong = [
         f"{path} is {found.get(path, 'missing')} and should be {expected.get(path, 'absent')}"
         for path in sorted(expected.keys() | found.keys())
         if expected.get(path) != found.get(path)
     ]
+    if wrong:
+        raise ValueError("draft: made for another target: " + "; ".join(wrong))
 
 
 def _shapes_by_path(params: Params) -> dict[str, tuple[int, ...]]:

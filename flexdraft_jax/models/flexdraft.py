@@ -269,8 +269,8 @@ class FlexDraft(nn.Module):
         Returns:
             [B, ..., V] float32.
         """
-        width = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
-        return self.target.logits(hidden) + self.draft.calibration(width, hidden)
+        bonus_embedding = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
+        return self.target.logits(hidden) + self.draft.calibration(bonus_embedding, hidden)
 
     def _draft_layers(self) -> list[tuple[int, DecoderLayer]]:
         """(index, layer) of the target's last D layers."""

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.cache import KeysValues
+from flexdraft_jax.parallel.axes import check_axes
 
 # Finite, so that a fully masked part of the keys gets weight exp(_MASKED - max) = 0 and no NaN.
 _MASKED = -1e30
@@ -30,7 +31,12 @@ def weight(
     init: Callable[..., jax.Array],
     dtype: DTypeLike,
 ) -> jax.Array:
-    """Declares a parameter: its shape, logical axes and initialiser on one line of the caller."""
+    """Declares a parameter: its shape, logical axes and initialiser on one line of the caller.
+
+    Raises:
+        ValueError: an axis that `LOGICAL_AXES` does not know.
+    """
+    check_axes(axes)
     # Flax boxes it only while it is initialised; everywhere else it is the array.
     return cast(
         jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)

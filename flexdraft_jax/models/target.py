@@ -1,4 +1,4 @@
-"""The frozen decoder: clean tokens through layers a..b, and the head on top."""
+"""The frozen decoder: embedding, layers, and the head on top."""
 
 import dataclasses
 import functools

@@ -1,1 +1,1 @@
-"""Where arrays live: logical axes and, from them, shardings."""
+"""Where arrays live: logical axes, meshes, and shardings from both."""

@@ -1,15 +1,16 @@
 """Logical axes: what each dimension of an array means, independent of any mesh.
 
-Weights declare their axes where they are created (`flax.linen.with_logical_partitioning`), state
-declares them on its fields with `array_field`. A table from logical to mesh axes then places both.
+Weights declare their axes where they are created (`models.layers.weight`), state declares them on
+its fields with `array_field`. The table in `parallel/mesh.py` says which mesh axes they lie on.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 
-# Every logical axis of the project; a name outside this table is a typing error.
+# Every logical axis of the project.
 LOGICAL_AXES = {
     "batch": "B, rows that are decoded or trained together",
     "block": "n, tokens of a candidate block, or mask tokens of a group",
@@ -27,15 +28,20 @@ LOGICAL_AXES = {
 }
 
 
+def check_axes(axes: Sequence[str]) -> None:
+    """Raises ValueError for axes that `LOGICAL_AXES` does not know."""
+    unknown = [axis for axis in axes if axis not in LOGICAL_AXES]
+    if unknown:
+        raise ValueError(f"axes={unknown}: not in LOGICAL_AXES {sorted(LOGICAL_AXES)}")
+
+
 def array_field(*axes: str) -> Any:
     """A field of a `flax.struct` dataclass that holds an array (or a tuple of arrays) with `axes`.
 
     Raises:
         ValueError: an axis that `LOGICAL_AXES` does not know.
     """
-    unknown = [axis for axis in axes if axis not in LOGICAL_AXES]
-    if unknown:
-        raise ValueError(f"axes={unknown}: not in LOGICAL_AXES {sorted(LOGICAL_AXES)}")
+    check_axes(axes)
     return flax.struct.field(metadata={"axes": axes})
 
 

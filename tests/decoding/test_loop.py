@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
+from flexdraft_jax.decoding.generate import Sizes
 from flexdraft_jax.decoding.loop import prefill, run
 from flexdraft_jax.decoding.state import RUNNING
 from flexdraft_jax.models.cache import grow
@@ -47,7 +48,7 @@ def test_stream_yields_growing_prefixes(target, draft, prompts):
 
 def test_a_full_cache_returns_and_goes_on_when_grown(begin, decode, draft, prompts):
     expected = decode(draft, prompts, 40, "sequential")
-    small = dataclasses.replace(SIZES_64, slots=32)
+    small = Sizes(prompt=16, output=48, slots=32)
     decoding = begin(draft, prompts, 40, "sequential", sizes=small)
     decoding.advance(10_000)
     paused = decoding.state
@@ -110,6 +111,3 @@ def test_the_block_carries_what_its_drafts_were_read_from(begin, draft, prompts)
         decoding.variables, "draft_logits", block.hidden[:, 1:], block.tokens[:, :1]
     )
     np.testing.assert_array_equal(logits.argmax(-1), block.tokens[:, 1:])
-
-
-SIZES_64 = fd.decoding.generate.Sizes(prompt=16, output=48, slots=64)

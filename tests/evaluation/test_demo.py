@@ -66,4 +66,7 @@ def test_what_it_needs_is_said_before_anything_is_compiled(models) -> None:
         run_demo(Models(models.target, None, models.tokenizer, "tiny"), console, SETTINGS)
     with pytest.raises(ValueError, match="num_prompts=500"):
         run_demo(models, console, DemoSettings(num_prompts=500))
+    for num_timed in (0, 3):
+        with pytest.raises(ValueError, match=f"num_timed={num_timed}: .* 1 to num_prompts=2"):
+            DemoSettings(num_prompts=2, num_timed=num_timed)
     assert console.file.getvalue() == ""

@@ -79,7 +79,6 @@ def test_report_says_what_was_decoded(report) -> None:
     assert (report.domain, report.schedule) == ("word_problems", "sequential")
     assert (report.block_size, report.confidence_threshold) == (4, 0.0)
     assert report.num_prompts == report.rows_equal == 3
-    assert report.lossless
     assert 3 <= report.num_tokens <= 3 * BUDGET
     assert report.accuracy == report.plain_accuracy == 0.0  # random weights
     json.dumps(dataclasses.asdict(report))
@@ -97,7 +96,7 @@ def test_tau_is_a_mean_over_steps_and_a_mean_over_prompts() -> None:
     assert report.tau_steps == 2.0
     assert report.tau_prompts == (4 + 4 / 3) / 2
     assert report.num_steps == 4
-    assert report.rows_equal is report.lossless is None
+    assert report.rows_equal is None
 
 
 def test_repetition_is_seen() -> None:
@@ -117,7 +116,7 @@ def test_right_answers_are_counted_where_there_is_one_to_check() -> None:
     plain = [answer("The answer is 3.", tokens=[7]), *answers[1:]]
     report = report_of(prompts, answers, plain)
     assert report.accuracy == report.plain_accuracy == 0.5
-    assert report.rows_equal == 2 and not report.lossless
+    assert report.rows_equal == 2
 
 
 def test_domains_are_not_mixed(models) -> None:

@@ -12,6 +12,7 @@ import flexdraft_jax as fd
 from flexdraft_jax.models.cache import Cache, commit, init_cache
 from flexdraft_jax.models.draft import draft_logical_axes, draft_shapes
 from flexdraft_jax.models.flexdraft import FlexDraft, flexdraft_model, flexdraft_variables
+from flexdraft_jax.models.layers import Linear
 from flexdraft_jax.models.target import TargetModel, target_logical_axes, target_shapes
 
 SLOTS, LENGTH, N = 24, 10, 4
@@ -175,6 +176,12 @@ def test_bfloat16_hidden_states_and_float32_logits(setup):
     clean = apply(half, "clean_pass", tokens, jnp.zeros(2, jnp.int32), cache)
     assert clean.hidden.dtype == clean.fresh[0].keys.dtype == jnp.bfloat16
     assert apply(half, "target_logits", clean.hidden).dtype == jnp.float32
+
+
+def test_a_weight_on_an_unknown_axis():
+    layer = Linear(3, ("embed", "hedas"))
+    with pytest.raises(ValueError, match=r"axes=\['hedas'\]"):
+        layer.init(jax.random.key(0), jnp.zeros((1, 2)))
 
 
 def test_every_weight_declares_its_axes(setup):
