@@ -127,6 +127,9 @@ class DraftConfig:
     calibration_rank: int
 
     def __post_init__(self) -> None:
+        for field, value in vars(self).items():
+            if type(value) is not int:
+                raise TypeError(f"{field}={value!r}: must be an integer")
         if self.num_draft_layers < 1:
             raise ValueError(f"num_draft_layers={self.num_draft_layers}: must be at least 1")
         if self.block_size < 2:

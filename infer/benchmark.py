@@ -21,7 +21,7 @@ from flexdraft_jax.evaluation.benchmark import (
     benchmark_random,
 )
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
 
 _DEFAULT = BenchmarkSettings()
 
@@ -73,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
         console.print(line, style="dim", markup=False)
 
     with bad_input_exits():
+        check_output(_JSON.value)
+        check_output(_MARKDOWN.value)
         settings = BenchmarkSettings(
             schedules=tuple(_SCHEDULES.value),
             batch_sizes=tuple(map(int, _BATCH_SIZES.value)),

@@ -21,7 +21,7 @@ from flexdraft_jax.checkpoints.hf import load_target
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.evaluation.benchmark import RANDOM_TARGETS
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
 from flexdraft_jax.models.target import Target, init_target
 from flexdraft_jax.training.config import DraftStepConfig
 from flexdraft_jax.training.step_benchmark import StepBenchmarkSettings, benchmark_step
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> None:
 
     compute_dtype: Any = _COMPUTE_DTYPE.value  # absl has checked that it is one of the two.
     with bad_input_exits():
+        check_output(_JSON.value)
+        check_output(_MARKDOWN.value)
         settings = StepBenchmarkSettings(
             DraftConfig(_DRAFT_LAYERS.value, _BLOCK_SIZE.value, _CALIBRATION_RANK.value),
             batch_size=_BATCH_SIZE.value,

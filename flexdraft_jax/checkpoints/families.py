@@ -361,4 +361,8 @@ def _eos_token_ids(
         raise ValueError(
             f"{where}eos_token_id={value!r}: must be a token id, a list of them, or null"
         )
+    if ids and max(ids) >= config["vocab_size"]:
+        raise ValueError(
+            f"{where}eos_token_id={value!r}: must be below vocab_size={config['vocab_size']}"
+        )
     return tuple(ids)

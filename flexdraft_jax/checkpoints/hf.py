@@ -159,7 +159,6 @@ def write_directory(
     tensors: Mapping[str, np.ndarray],
 ) -> None:
     """Writes config.json and model.safetensors."""
-    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     write_safetensors(directory, tensors)
     write_json(pathlib.Path(directory) / CONFIG_FILE, config)
 

@@ -144,9 +144,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object; ValueError if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{path}: there is no such file") from None
-    except ValueError as error:  # broken JSON, and bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON, bytes that are not UTF-8, depth
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
@@ -169,6 +169,7 @@ def write_safetensors(
     for name, tensor in tensors.items():
         require_finite(name, tensor)
     path = pathlib.Path(directory) / SINGLE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     # The library writes the buffer as it lies in memory: a transposed view would be stored
     # scrambled, with no error.

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexdraft_jax.decoding.loop import prefill, run
-from flexdraft_jax.decoding.requests import Request, check_requests, check_settings
+from flexdraft_jax.decoding.requests import (
+    Request,
+    check_models,
+    check_requests,
+    check_settings,
+    integer,
+)
 from flexdraft_jax.decoding.state import DecodeState, init_state
 from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.models.draft import Draft
@@ -73,6 +79,7 @@ def generate(
         ValueError: an argument out of its range; it is named, with what would be right.
         TypeError: an argument of the wrong kind.
     """
+    check_models(target, draft)
     requests = check_requests(
         target.config, prompts, max_new_tokens, confidence_threshold, stop_token_ids
     )
@@ -100,8 +107,9 @@ def stream(
         ValueError: as `generate`, or `steps_per_update` under 1; at the call, not at the first
             update.
     """
-    if steps_per_update < 1:
+    if integer("steps_per_update", steps_per_update) < 1:
         raise ValueError(f"steps_per_update={steps_per_update}: must be at least 1")
+    check_models(target, draft)
     requests = check_requests(
         target.config, prompts, max_new_tokens, confidence_threshold, stop_token_ids
     )
@@ -169,7 +177,11 @@ class Decoding:
             yield self.output()
 
     def output(self) -> GenerateOutput:
-        """All that has been emitted so far; waits for the device."""
+        """All that has been emitted so far; waits for the device.
+
+        Raises:
+            FloatingPointError: the target's logits were NaN, so that there is no next token.
+        """
         state = self.state
         small = (
             state.tokens,
@@ -180,6 +192,13 @@ class Decoding:
             state.finish_reason,
         )
         tokens, emitted, acceptance, verify, steps, reason = jax.device_get(small)
+        vocab_size = self.program.model.config.vocab_size
+        for row, (written, count) in enumerate(zip(tokens, emitted, strict=True)):
+            if np.any(written[:count] >= vocab_size):  # See `greedy_token`.
+                raise FloatingPointError(
+                    f"row {row}: the target's logits are NaN from token "
+                    f"{int(np.argmax(written >= vocab_size))} on; its activations overflow"
+                )
         return GenerateOutput(
             tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],
             acceptance_lengths=[r[:k].tolist() for r, k in zip(acceptance, steps, strict=True)],

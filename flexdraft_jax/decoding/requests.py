@@ -32,6 +32,14 @@ class Request:
     stop_token_ids: tuple[int, ...] = ()
 
 
+def check_models(target: Target, draft: Draft | None) -> None:
+    """Raises TypeError where an argument is no model, such as the two in the wrong order."""
+    if not isinstance(target, Target):
+        raise TypeError(f"target is a {type(target).__name__}: must be a Target")
+    if not isinstance(draft, Draft | None):
+        raise TypeError(f"draft is a {type(draft).__name__}: must be a Draft or None")
+
+
 def check_requests(
     config: TargetConfig,
     prompts: Sequence[Sequence[int]],
@@ -47,9 +55,9 @@ def check_requests(
             threshold outside 0..1.
         TypeError: something that should be an integer or a list of integers is neither.
     """
-    if not hasattr(prompts, "__len__"):
+    if not _is_list(prompts):
         raise TypeError(f"prompts={prompts!r}: must be a list of lists of token ids")
-    if isinstance(prompts, str) or len(prompts) == 0:
+    if len(prompts) == 0:
         raise ValueError(f"prompts={prompts!r}: must be a non-empty list of lists of token ids")
     if not isinstance(confidence_threshold, numbers.Real):
         raise TypeError(f"confidence_threshold={confidence_threshold!r}: must be a number")
@@ -57,14 +65,14 @@ def check_requests(
         raise ValueError(f"confidence_threshold={confidence_threshold}: must be between 0 and 1")
     budgets = _budgets(max_new_tokens, len(prompts))
     stop_token_ids = () if stop_token_ids is None else stop_token_ids
-    if not hasattr(stop_token_ids, "__len__"):
+    if not _is_list(stop_token_ids):
         raise TypeError(f"stop_token_ids={stop_token_ids!r}: must be None or a list of token ids")
     stops = tuple(
         _token(config, f"stop_token_ids[{i}]", token) for i, token in enumerate(stop_token_ids)
     )
     requests = []
     for row, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
-        if isinstance(prompt, str) or not hasattr(prompt, "__len__"):
+        if not _is_list(prompt):
             raise TypeError(f"prompts[{row}]={prompt!r}: must be a list of token ids")
         if len(prompt) == 0:
             raise ValueError(f"prompts[{row}] is empty: must hold at least one token id")
@@ -95,14 +103,23 @@ def check_settings(
     """
     _one_of("schedule", schedule, tuple(STEPS))
     _one_of("pruning_strategy", pruning_strategy, PRUNING_STRATEGIES)
-    if block_size is not None and _integer("block_size", block_size) < 2:
-        raise ValueError(f"block_size={block_size}: must be at least 2 (one bonus and one draft)")
+    if block_size is not None:
+        block_size = integer("block_size", block_size)
+        if block_size < 2:
+            raise ValueError(
+                f"block_size={block_size}: must be at least 2 (one bonus and one draft)"
+            )
     if schedule != "ar":
         if draft is None:
             raise ValueError(
                 f'draft=None: schedule="{schedule}" needs one; only "ar" decodes without'
             )
         check_draft_fits(draft, target.config)
+        dtype = draft.params["mask_embedding"].dtype
+        if dtype != target.dtype:
+            raise ValueError(
+                f"the draft's weights are {dtype}: must be {target.dtype}, as the target's are"
+            )
     return block_size_of(draft, schedule, block_size)
 
 
@@ -114,15 +131,15 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
 
 
 def _budgets(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
-    if isinstance(max_new_tokens, Sequence | np.ndarray):
-        budgets = [_integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(max_new_tokens)]
+    if _is_list(max_new_tokens):
+        budgets = [integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(max_new_tokens)]
         if len(budgets) != num_rows:
             raise ValueError(
                 f"max_new_tokens has {len(budgets)} entries: must be one integer, or one for each "
                 f"of the {num_rows} prompts"
             )
     else:
-        budgets = [_integer("max_new_tokens", max_new_tokens)] * num_rows
+        budgets = [integer("max_new_tokens", max_new_tokens)] * num_rows
     for row, budget in enumerate(budgets):
         if budget < 0:
             raise ValueError(f"max_new_tokens={budget} (row {row}): must be 0 or more")
@@ -130,7 +147,7 @@ def _budgets(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
 
 
 def _token(config: TargetConfig, field: str, token: Any) -> int:
-    token = _integer(field, token)
+    token = integer(field, token)
     if not 0 <= token < config.vocab_size:
         raise ValueError(
             f"{field}={token}: must be a token id between 0 and {config.vocab_size - 1}"
@@ -138,13 +155,21 @@ def _token(config: TargetConfig, field: str, token: Any) -> int:
     return token
 
 
-def _integer(field: str, value: Any) -> int:
+def integer(field: str, value: Any) -> int:
+    """The value as an int; TypeError that names the field if it is none."""
     try:
         if isinstance(value, bool):
             raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{field}={value!r}: must be an integer") from None
+
+
+def _is_list(value: Any) -> bool:
+    """Whether the value is an ordered collection; a text or an array of no dimension is none."""
+    if isinstance(value, Sequence):
+        return not isinstance(value, str | bytes)
+    return hasattr(value, "__array__") and np.ndim(value) > 0
 
 
 def _one_of(field: str, value: Any, names: tuple[str, ...]) -> None:

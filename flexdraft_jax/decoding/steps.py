@@ -132,7 +132,8 @@ def next_block(
         confidence_threshold: [B].
     """
     logits = program.apply(variables, "draft_logits", hidden[:, 1:], bonus[:, None])
-    drafts = greedy_token(logits)  # [B, n - 1]
+    # A draft may be any token, but it must be one.
+    drafts = jnp.minimum(greedy_token(logits), logits.shape[-1] - 1)  # [B, n - 1]
     return CandidateBlock(
         tokens=jnp.concatenate([bonus[:, None], drafts], axis=1),
         verify_length=choose_verify_length(
@@ -182,7 +183,7 @@ def emit(state: DecodeState, verdict: Verdict) -> DecodeState:
 
 
 def greedy_token(logits: jax.Array) -> jax.Array:
-    """The first largest entry: [..., V] -> [...] int32.
+    """The first largest entry: [..., V] -> [...] int32; V, which is no token, where one is NaN.
 
     Two plain reductions vectorise where `argmax`, a reduction over pairs, does not: on a CPU they
     take a ninth of its time at 8 x 2048.

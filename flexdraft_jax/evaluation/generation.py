@@ -73,6 +73,8 @@ def encode_prompt(models: Models, prompt: str, *, raw: bool = False) -> list[int
     Raises:
         ValueError: an empty prompt, or a tokenizer without a chat template.
     """
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError(f"prompt={prompt!r} is not valid Unicode: was it UTF-8?")
     if raw:
         tokens = models.tokenizer.encode(prompt)
         if not tokens:

@@ -64,6 +64,12 @@ def load_models(
     return Models(target, draft, load_tokenizer(target_directory), name)
 
 
+def check_output(path: str | None) -> None:
+    """Raises ValueError where a file could not be written, before anything is measured for it."""
+    if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+        raise ValueError(f"{path}: there is no directory {pathlib.Path(path).parent}")
+
+
 @contextlib.contextmanager
 def bad_input_exits() -> Iterator[None]:
     """Ends a script with one line instead of a traceback where its input is at fault."""

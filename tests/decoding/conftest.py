@@ -80,9 +80,11 @@ def prompts() -> list[list[int]]:
 def begin(target: fd.Target) -> Callable[..., Decoding]:
     """`start` with this module's sizes: prefilled, no step done."""
 
-    def begin(draft, prompts, max_new_tokens, schedule, threshold=0.3, stops=None, **kwargs):
+    def begin(
+        draft, prompts, max_new_tokens, schedule, threshold=0.3, stops=None, using=target, **kwargs
+    ):
         requests = check_requests(target.config, prompts, max_new_tokens, threshold, stops)
-        return start(target, draft, requests, schedule, **{"sizes": SIZES, **kwargs})
+        return start(using, draft, requests, schedule, **{"sizes": SIZES, **kwargs})
 
     return begin
 

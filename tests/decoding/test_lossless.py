@@ -162,3 +162,12 @@ def test_a_row_that_fills_the_cache_to_its_last_slot(begin, foreign_draft, promp
     out = decoding.output()
     assert out.tokens[0] == decode_longer(begin, prompts)[1][:45]
     assert out.finish_reasons[0] == "length"
+
+
+@pytest.mark.parametrize("schedule", ["ar", *SCHEDULES])
+def test_logits_that_are_nan_are_an_error_and_no_token(decode, target, draft, prompts, schedule):
+    # Finite weights, so loading can't see it.
+    scale = target.params["final_norm"]["scale"]
+    loud = {**target.params, "final_norm": {"scale": jnp.full_like(scale, 3e38)}}
+    with pytest.raises(FloatingPointError, match="row 0: .* from token 0"):
+        decode(draft, prompts, 40, schedule, using=dataclasses.replace(target, params=loud))

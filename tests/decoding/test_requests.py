@@ -8,6 +8,7 @@ import pytest
 
 import flexdraft_jax as fd
 from flexdraft_jax.decoding import loop
+from flexdraft_jax.decoding.requests import check_requests, check_settings
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,6 @@ def nothing_is_compiled():
     "arguments, message",
     [
         ({"prompts": []}, r"prompts=\[\]"),
-        ({"prompts": "text"}, r"prompts='text'"),
         ({"prompts": [[1], []]}, r"prompts\[1\] is empty"),
         ({"prompts": [[1], [2, 61]]}, r"prompts\[1\]\[1\]=61.*between 0 and 60"),
         ({"prompts": [[-1]]}, r"prompts\[0\]\[0\]=-1.*between 0 and 60"),
@@ -51,6 +51,10 @@ def test_value_errors(target, draft, arguments, message):
         ({"prompts": ["text"]}, r"prompts\[0\]='text'"),
         ({"prompts": [3, 4]}, r"prompts\[0\]=3.*list of token ids"),
         ({"prompts": 3}, r"prompts=3.*list of lists"),
+        ({"prompts": "text"}, r"prompts='text'"),
+        ({"prompts": np.array(1)}, r"prompts=array\(1\).*list of lists"),
+        ({"prompts": [b"\x01"]}, r"prompts\[0\]=b'.x01'"),
+        ({"prompts": [{1, 2}]}, r"prompts\[0\]=\{1, 2\}"),
         ({"max_new_tokens": 2.5}, r"max_new_tokens=2.5.*integer"),
         ({"max_new_tokens": [2.5]}, r"max_new_tokens\[0\]=2.5"),
         ({"block_size": 4.0}, r"block_size=4.0"),
@@ -65,11 +69,13 @@ def test_type_errors(target, draft, arguments, message):
 
 
 def test_numpy_integers_are_integers(target, draft):
-    from flexdraft_jax.decoding.requests import check_requests
-
     (request,) = check_requests(target.config, [np.array([1, 2])], np.int64(3), 0, np.array([4]))
     assert request.prompt == (1, 2) and request.budget == 3 and request.stop_token_ids == (4,)
     assert all(type(token) is int for token in request.prompt)
+    (request,) = check_requests(target.config, [[1]], np.array(4), 0, None)
+    assert request.budget == 4
+    block_size = check_settings(target, draft, "parallel", np.int64(3), "min_confidence")
+    assert type(block_size) is int
 
 
 def test_a_missing_draft(target):
@@ -92,9 +98,24 @@ def test_a_draft_for_another_target(target, draft):
         fd.generate(target, deeper, [[1]])
 
 
+def test_models_in_the_wrong_place(target, draft):
+    with pytest.raises(TypeError, match="target is a Draft: must be a Target"):
+        fd.generate(draft, target, [[1]])
+    with pytest.raises(TypeError, match="draft is a str: must be a Draft or None"):
+        fd.generate(target, "path/to/draft", [[1]])
+
+
+def test_a_draft_of_another_dtype(target, draft):
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), draft.params)
+    with pytest.raises(ValueError, match="draft's weights are bfloat16: must be float32"):
+        fd.generate(target, dataclasses.replace(draft, params=half), [[1]])
+
+
 def test_stream_checks_at_the_call(target, draft):
     with pytest.raises(ValueError, match=r"steps_per_update=0"):
         fd.stream(target, draft, [[1]], steps_per_update=0)
+    with pytest.raises(TypeError, match=r"steps_per_update=1.5.*integer"):
+        fd.stream(target, draft, [[1]], steps_per_update=1.5)
     with pytest.raises(ValueError, match=r"prompts\[0\] is empty"):
         fd.stream(target, draft, [[]])
 
