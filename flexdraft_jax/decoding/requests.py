@@ -132,7 +132,8 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
 
 def _budgets(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
     if _is_list(max_new_tokens):
-        budgets = [integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(max_new_tokens)]
+        given: Any = max_new_tokens
+        budgets = [integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(given)]
         if len(budgets) != num_rows:
             raise ValueError(
                 f"max_new_tokens has {len(budgets)} entries: must be one integer, or one for each "
