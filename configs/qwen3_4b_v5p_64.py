@@ -1,15 +1,18 @@
 """A drafter for Qwen3-4B on a TPU v5p-64 slice (32 chips), for serving at n = 16.
 
-    python train/regenerate.py --pod --input conversations.jsonl --target Qwen3-4B \
-        --output regenerated.jsonl --dtype bfloat16 --max_new_tokens 2048 \
+    python train/regenerate.py --input conversations.jsonl --target Qwen3-4B \
+        --output regenerated.jsonl --dtype bfloat16 --max_new_tokens 2048 --batch_size 16 \
         --template_kwargs '{"enable_thinking": false}'
-    python train/prepare_data.py --pod --input regenerated.jsonl --target Qwen3-4B \
+    python train/prepare_data.py --input regenerated.jsonl --target Qwen3-4B \
         --output data --sequence_length 3072 --held_out 256 \
         --template_kwargs '{"enable_thinking": false}'
     python train/train_draft.py --pod --config configs/qwen3_4b_v5p_64.py --target Qwen3-4B \
         --data data --work_dir /shared/qwen3_4b_draft
 
-Each command runs on every host; paths lie on a file system that all of them see.
+The first two commands need no slice: the first holds the whole target on one device, so run it
+where that has room (one process a device, `JAX_NUM_PROCESSES` of them, share the lines), the second
+on any machine. The third runs on every host, with paths on a file system that all of them see.
+Then `train/export_draft.py` writes the best drafter out, on one host with `JAX_PLATFORMS=cpu`.
 
 Samples: 400,000 conversations of about 1,500 tokens, in 200,000 rows of 3,072 tokens; 4 epochs are
 12,500 steps of 64 rows. Time: a step takes 3.1 PFLOP by `training/flops.py`; 32 chips of 459

@@ -1,15 +1,18 @@
 """A drafter for Qwen3-8B on a TPU v5e-256 slice, for serving at n = 16.
 
-    python train/regenerate.py --pod --input conversations.jsonl --target Qwen3-8B \
-        --output regenerated.jsonl --dtype bfloat16 --max_new_tokens 1536 \
+    python train/regenerate.py --input conversations.jsonl --target Qwen3-8B \
+        --output regenerated.jsonl --dtype bfloat16 --max_new_tokens 1536 --batch_size 16 \
         --template_kwargs '{"enable_thinking": false}'
-    python train/prepare_data.py --pod --input regenerated.jsonl --target Qwen3-8B \
+    python train/prepare_data.py --input regenerated.jsonl --target Qwen3-8B \
         --output data --sequence_length 2048 --held_out 256 \
         --template_kwargs '{"enable_thinking": false}'
     python train/train_draft.py --pod --config configs/qwen3_8b_v5e_256.py --target Qwen3-8B \
         --data data --work_dir /shared/qwen3_8b_draft
 
-Each command runs on every host; paths lie on a file system that all of them see.
+The first two commands need no slice: the first holds the whole target on one device, so run it
+where that has room (one process a device, `JAX_NUM_PROCESSES` of them, share the lines), the second
+on any machine. The third runs on every host, with paths on a file system that all of them see.
+Then `train/export_draft.py` writes the best drafter out, on one host with `JAX_PLATFORMS=cpu`.
 
 Samples: 400,000 conversations of about 1,500 tokens, in 300,000 rows of 2,048 tokens; 4 epochs are
 4,700 steps of 256 rows. Time: a step takes 16.9 PFLOP by `training/flops.py`; 256 chips of 197

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
             _WORK_DIR.value,
             models.target,
             models.tokenizer,
-            load_prepared(_DATA.value).held_out,
+            load_prepared(_DATA.value),
             _OUTPUT.value,
             dtype=_DTYPE.value,
             max_new_tokens=_MAX_NEW_TOKENS.value,

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
             models = load_models(_TARGET.value, dtype=config.step.compute_dtype)
         prepared = load_prepared(_DATA.value)
         train_draft(config, models.target, models.tokenizer, prepared, _WORK_DIR.value)
-    except (ValueError, OSError, TrainingDiverged) as error:
+    except (ValueError, OSError, FloatingPointError, TrainingDiverged) as error:
         raise SystemExit(f"train_draft: {error}") from error
     except TrainingStopped as stopped:
         print(f"train_draft: {stopped}")

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.models.target import Target
 
-_HEAD_BYTES = 1 << 20
 _PROBE = "What is 2 + 2?\n\té 水 🙂  <|x|> don't DON'T 1234567.89"
 
 
@@ -31,13 +30,6 @@ def target_fingerprint(target: Target) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).astype(jnp.bfloat16).tobytes())
     return digest.hexdigest()[:16]
-
-
-def file_fingerprint(path: str | os.PathLike[str]) -> str:
-    """Size and a hash of the first megabyte: quick however long the file is."""
-    with open(path, "rb") as file:
-        head = hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()[:16]
-    return f"{os.path.getsize(path)}-{head}"
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -28,7 +28,6 @@ from flexdraft_jax.data.encoded import encode_lines, load_chunk
 from flexdraft_jax.data.fingerprints import (
     check_recorded,
     file_digest,
-    file_fingerprint,
     tokenizer_fingerprint,
     write_json,
 )
@@ -101,9 +100,11 @@ def prepare(
     if not jax.distributed.is_initialized():
         _build(Path(path), tokenizer, output, config, track)
         return load_prepared(output)
-    if jax.process_index() == 0:
-        _build(Path(path), tokenizer, output, config, track)
-    multihost_utils.sync_global_devices("prepare")
+    try:
+        if jax.process_index() == 0:
+            _build(Path(path), tokenizer, output, config, track)
+    finally:  # After an error too: the others would wait until a time-out, and say nothing.
+        multihost_utils.sync_global_devices("prepare")
     return load_prepared(output)
 
 
@@ -115,7 +116,7 @@ def _build(
     track: Track,
 ) -> None:
     settings = {
-        "input": file_fingerprint(path),
+        "input": file_digest(path),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         **dataclasses.asdict(config),
     }
@@ -163,6 +164,10 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
             "this command made"
         )
     output.mkdir(parents=True, exist_ok=True)
+    if recorded.exists() and not (output / "prepared.json").exists():
+        # Until the build is whole, it is open how many prompts are held out.
+        before = json.loads(recorded.read_text())
+        write_json(recorded, {**before, "held_out": settings["held_out"]})
     check_recorded(recorded, settings)
 
 

@@ -114,6 +114,22 @@ class Prepared:
     report: Report
 
 
+def prompts_that_fit(held_out: list[HeldOut], positions: int, max_new_tokens: int) -> list[HeldOut]:
+    """The prompts that leave room for an answer.
+
+    Raises:
+      ValueError: there is none.
+    """
+    fit = [prompt for prompt in held_out if len(prompt.tokens) + max_new_tokens <= positions]
+    if not fit:
+        raise ValueError(
+            f"none of {len(held_out)} held-out prompts leaves room for max_new_tokens="
+            f"{max_new_tokens} in the target's {positions} positions: answer shorter, or prepare "
+            "the data with more prompts held out"
+        )
+    return fit
+
+
 def load_prepared(directory: str | os.PathLike[str]) -> Prepared:
     """Opens what :func:`prepare` built.
 

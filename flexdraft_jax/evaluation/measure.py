@@ -259,6 +259,12 @@ def accuracy(prompts: Sequence[HeldOutPrompt], answers: Sequence[Answer]) -> flo
     return _mean(right) if right else None
 
 
+def mean_tau_of(answers: Sequence[Answer]) -> float:
+    """Tau over the steps of all answers; 1 where none took a step."""
+    lengths = [length for answer in answers for length in answer.acceptance_lengths]
+    return _mean(lengths) if lengths else 1.0
+
+
 def rows_equal(answers: Sequence[Answer], plain: Sequence[Answer]) -> int:
     """How many answers are equal, token for token."""
     return sum(a.tokens == b.tokens for a, b in zip(answers, plain, strict=True))

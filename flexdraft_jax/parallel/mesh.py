@@ -65,8 +65,15 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"{text} is {wanted} devices: must be all {found} of {jax.process_count()} processes, "
             "since each of them takes part"
         )
+    # In the order of processes, not in that of the interconnect, which jax.make_mesh takes: the
+    # rows that a process reads must be one run.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     # Auto axes: linen's logically partitioned modules fail under explicit ones.
-    return jax.make_mesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(
+        np.array(devices[:wanted]).reshape(tuple(shape.values())),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * 3,
+    )
 
 
 def shardings(

@@ -91,6 +91,7 @@ class TrainCheckpoints:
             ),
         )
         self._sealing: threading.Thread | None = None
+        self._unsealed: OSError | None = None
 
     @property
     def latest_step(self) -> int | None:
@@ -169,12 +170,17 @@ class TrainCheckpoints:
         self._manager.wait_until_finished()
         if self._sealing is not None:
             self._sealing.join()
+        if self._unsealed is not None:
+            raise self._unsealed
 
     def _seal(self, step: int) -> None:
         # An error in saving reaches the main thread by itself, when it waits or saves again.
         with suppress(Exception):
             self._manager.wait_until_finished()
-            write_checksums(self._directory / str(step))
+            try:
+                write_checksums(self._directory / str(step))
+            except OSError as error:
+                self._unsealed = OSError(f"checksums of step {step} were not written: {error}")
 
 
 def load_best(directory: Path, params: Params) -> Saved:
@@ -225,7 +231,8 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str
     recorded = work_dir / "config.json"
     # A round trip through JSON turns tuples into lists, as in the recorded file.
     wanted = json.loads(json.dumps({**as_dict(config), **provenance}))
-    if recorded.exists():
+    # Before the first checkpoint there is nothing that another configuration could spoil.
+    if recorded.exists() and steps(work_dir / "checkpoints"):
         try:
             found = json.loads(recorded.read_text())
         except ValueError as error:

@@ -35,16 +35,17 @@ def fault(step_dir: Path) -> str | None:
         return "the directory is empty"
     if not _beside(step_dir).exists():
         return "it has no checksums: it was never finished"
-    lines = [line.split("  ", 1) for line in _beside(step_dir).read_text().splitlines()]
+    text = _beside(step_dir).read_text(errors="replace")
+    lines = [line.split("  ", 1) for line in text.splitlines()]
     if not lines or any(len(line) != 2 for line in lines):
         return "its checksums are torn"
     files = [step_dir.parent / name for _, name in lines]
-    missing = [path.relative_to(step_dir).as_posix() for path in files if not path.is_file()]
+    missing = [name for path, (_, name) in zip(files, lines, strict=True) if not path.is_file()]
     if missing:
         return f"missing: {', '.join(missing)}"
     changed = [
-        path.relative_to(step_dir).as_posix()
-        for path, (digest, _), found in zip(files, lines, _digests(files), strict=True)
+        name
+        for (digest, name), found in zip(lines, _digests(files), strict=True)
         if digest != found
     ]
     return f"changed since it was written: {', '.join(changed)}" if changed else None

@@ -148,9 +148,7 @@ class ObjectiveTerms:
     lk_hybrid: float = 0.0  # From forward KL to total variation, slot by slot, as drafts improve.
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 0:
-                raise ValueError(f"objective.terms.{name}={value}: must be at least 0")
+        _require(self, "objective.terms.", **{name: (0, math.inf) for name in vars(self)})
 
 
 @dataclass(frozen=True)
@@ -162,6 +160,9 @@ class ObjectiveConfig:
     gamma: float = 4.0  # "exponential": slot j counts exp(-(j-1)/gamma).
     alpha: float = 0.5  # "running_acceptance": share of a draft's acceptance taken for granted.
     eta: float = 3.0  # "lk_hybrid": larger turns to total variation at a lower acceptance.
+
+    def __post_init__(self) -> None:
+        _require(self, "objective.", gamma=(1e-3, math.inf), alpha=(0, 1), eta=(0, math.inf))
 
 
 @dataclass(frozen=True)

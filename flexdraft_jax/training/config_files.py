@@ -70,18 +70,6 @@ def apply_overrides(config: ConfigT, overrides: Iterable[str]) -> ConfigT:
     return config
 
 
-def field_names(config: Any, prefix: str = "") -> list[str]:
-    """Every overridable field of a configuration, dotted."""
-    names = []
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            names += field_names(value, f"{prefix}{item.name}.")
-        else:
-            names.append(prefix + item.name)
-    return names
-
-
 def as_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain nested dictionaries, for a file beside a checkpoint."""
     return dataclasses.asdict(config)

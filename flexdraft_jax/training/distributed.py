@@ -84,9 +84,11 @@ def main_first(what: str) -> Iterator[None]:
     """Process 0 goes through the body first, all others after it; `what` names the barrier."""
     if not is_main():
         multihost_utils.sync_global_devices(what)
-    yield
-    if is_main():
-        multihost_utils.sync_global_devices(what)
+    try:
+        yield
+    finally:  # After an error too: the others would wait until a time-out, and say nothing.
+        if is_main():
+            multihost_utils.sync_global_devices(what)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
@@ -16,8 +14,8 @@ from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.data.fingerprints import target_fingerprint, tokenizer_fingerprint
 from flexdraft_jax.data.held_out import distinct_ngrams
 from flexdraft_jax.data.pipeline import row_loader
-from flexdraft_jax.data.prepared import HeldOut, Prepared
-from flexdraft_jax.evaluation.measure import answer_prompts
+from flexdraft_jax.data.prepared import HeldOut, Prepared, prompts_that_fit
+from flexdraft_jax.evaluation.measure import answer_prompts, mean_tau_of
 from flexdraft_jax.models.draft import Draft, draft_logical_axes, init_draft
 from flexdraft_jax.models.target import Target, target_logical_axes
 from flexdraft_jax.parallel.mesh import put, shardings
@@ -61,6 +59,11 @@ def train_draft(
     """
     work_dir = Path(work_dir)
     check_data(prepared, tokenizer, target)
+    if config.anchors > prepared.sequence_length:
+        raise ValueError(
+            f"anchors={config.anchors}: must be at most the data's rows of "
+            f"{prepared.sequence_length} tokens"
+        )
     draft = _first_draft(config, target)
     mesh = config.mesh.build()
     optimizer = make_optimizer(config.train)
@@ -74,27 +77,30 @@ def train_draft(
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     step_fn = make_draft_step(config, spread, optimizer, places)
     share = batch_share(mesh, config.train.batch_size)
+    rows = row_loader(
+        prepared.rows,
+        batch_size=config.train.batch_size // share.count,
+        seed=config.seed,
+        process_index=share.index,
+        process_count=share.count,
+    )
+    evaluate = make_tau(config.eval, spread, draft.config, tokenizer, prepared.held_out)
+    fingerprint = target_fingerprint(target)
     with main_first("the working directory is prepared"):
         provenance = prepare_work_dir(
-            work_dir, config, target=target_fingerprint(target), data=prepared.fingerprint
+            work_dir, config, target=fingerprint, data=prepared.fingerprint
         )
     trained = fit(
         state,
         step_fn,
-        row_loader(
-            prepared.rows,
-            batch_size=config.train.batch_size // share.count,
-            seed=config.seed,
-            process_index=share.index,
-            process_count=share.count,
-        ),
+        rows,
         mesh=mesh,
         batch_size=config.train.batch_size,
         total_steps=config.train.steps,
         config=config.loop,
         work_dir=work_dir,
         provenance=provenance,
-        evaluate=make_tau(config.eval, spread, draft.config, tokenizer, prepared.held_out),
+        evaluate=evaluate,
         score=mean_tau,
         step_flops=draft_step_flops(
             target.config,
@@ -128,7 +134,7 @@ def make_tau(
     target: Target,
     draft_config: DraftConfig,
     tokenizer: PreTrainedTokenizerBase,
-    held_out: Sequence[HeldOut],
+    held_out: list[HeldOut],
 ) -> EvaluateFn:
     """A function from draft parameters to what real decoding of held-out prompts gives.
 
@@ -136,7 +142,8 @@ def make_tau(
     weights stay spread as they are in training, and all processes decode the same prompts.
     """
     by_domain: dict[str, list[list[int]]] = defaultdict(list)
-    for prompt in held_out:
+    positions = target.config.max_position_embeddings
+    for prompt in prompts_that_fit(held_out, positions, config.max_new_tokens):
         if len(by_domain[prompt.domain]) < config.prompts_per_domain:
             by_domain[prompt.domain].append(prompt.tokens)
 
@@ -154,8 +161,7 @@ def make_tau(
                 max_new_tokens=config.max_new_tokens,
             )
             name = domain or "held_out"
-            lengths = [length for answer in answers for length in answer.acceptance_lengths]
-            values[f"tau_{name}"] = float(np.mean(lengths)) if lengths else 1.0
+            values[f"tau_{name}"] = mean_tau_of(answers)
             values[f"distinct_{name}"] = distinct_ngrams([answer.tokens for answer in answers])
         return values
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.checkpoints.draft import load_draft, save_draft
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.data.fingerprints import target_fingerprint
-from flexdraft_jax.data.prepared import HeldOut
-from flexdraft_jax.evaluation.measure import answer_prompts, rows_equal
+from flexdraft_jax.data.prepared import HeldOut, Prepared, prompts_that_fit
+from flexdraft_jax.evaluation.measure import answer_prompts, mean_tau_of, rows_equal
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.models.draft import Draft, draft_shapes
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.training.checkpoints import Saved, load_best
+from flexdraft_jax.training.draft_loop import check_data
 
 PROOF_PROMPTS = 8
 # Tau on a few prompts is noisy; weights that were mixed up come to about 1.
@@ -36,6 +38,7 @@ class ExportReport:
         metrics: of the evaluation at that step.
         tau: of the exported files, on a few held-out prompts.
         num_prompts: how many.
+        num_equal: of them, how many were answered token for token like plain decoding.
         num_tokens: that they were answered with.
     """
 
@@ -43,6 +46,7 @@ class ExportReport:
     metrics: dict[str, float]
     tau: float
     num_prompts: int
+    num_equal: int
     num_tokens: int
 
     def table(self, output: str) -> Table:
@@ -59,7 +63,7 @@ class ExportReport:
                 ("step", f"{self.step:,}"),
                 *measured,
                 (f"tau of the files, {self.num_prompts} prompts", f"{self.tau:.2f}"),
-                ("equal to plain decoding", f"{self.num_prompts} of {self.num_prompts}"),
+                ("equal to plain decoding", f"{self.num_equal} of {self.num_prompts}"),
             ],
             note=f"In {output}",
         )
@@ -69,7 +73,7 @@ def export_draft(
     work_dir: str | Path,
     target: Target,
     tokenizer: PreTrainedTokenizerBase,
-    held_out: list[HeldOut],
+    prepared: Prepared,
     output: str | Path,
     *,
     dtype: str = "bfloat16",
@@ -81,17 +85,20 @@ def export_draft(
         work_dir: of the run.
         target: that the run was for.
         tokenizer: of the target.
-        held_out: prompts; the first few are decoded.
+        prepared: data of the run; the first few of its held-out prompts are decoded.
         output: directory to write: the weights, `config.json` and a model card.
         dtype: of the stored weights, "float32" or "bfloat16".
         max_new_tokens: longest answer.
 
     Raises:
-        ValueError: `work_dir` holds no run for this target or no good checkpoint, or the exported
-            files do not decode as they must; then they are not to be used.
+        ValueError: `work_dir` holds no run for this target and data or no good checkpoint, or the
+            exported files do not decode as they must; then nothing is written.
     """
     work_dir, output = Path(work_dir), Path(output)
-    config = _recorded_config(work_dir, target)
+    check_data(prepared, tokenizer, target)
+    config = _recorded_config(work_dir, target, prepared)
+    positions = target.config.max_position_embeddings
+    held_out = prompts_that_fit(prepared.held_out, positions, max_new_tokens)[:PROOF_PROMPTS]
     draft_config = DraftConfig(**config["model"])
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(
@@ -99,13 +106,17 @@ def export_draft(
         draft_shapes(target.config, draft_config),
     )
     saved = load_best(work_dir / "checkpoints", shapes)
-    save_draft(Draft(draft_config, saved.params), target, output, dtype=dtype)
-    report = _prove(target, tokenizer, held_out[:PROOF_PROMPTS], output, saved, max_new_tokens)
-    (output / "README.md").write_text(_model_card(config, saved, report))
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix="unproven_") as unproven:
+        save_draft(Draft(draft_config, saved.params), target, unproven, dtype=dtype)
+        report = _prove(target, tokenizer, held_out, Path(unproven), saved, max_new_tokens)
+        (Path(unproven) / "README.md").write_text(_model_card(config, saved, report))
+        for file in Path(unproven).iterdir():
+            file.replace(output / file.name)
     return report
 
 
-def _recorded_config(work_dir: Path, target: Target) -> dict[str, Any]:
+def _recorded_config(work_dir: Path, target: Target, prepared: Prepared) -> dict[str, Any]:
     try:
         config = json.loads((work_dir / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -116,6 +127,11 @@ def _recorded_config(work_dir: Path, target: Target) -> dict[str, Any]:
         raise ValueError(
             f"work_dir={str(work_dir)!r} holds a run for target {config.get('target')}: must be "
             f"this target, {target_fingerprint(target)}"
+        )
+    if config["data"] != prepared.fingerprint:
+        raise ValueError(
+            f"work_dir={str(work_dir)!r} holds a run on data {config['data']}: must be this data, "
+            f"{prepared.fingerprint}"
         )
     return config
 
@@ -135,15 +151,14 @@ def _prove(
         target, load_draft(output, target), tokenizer, prompts, schedule="sequential", **settings
     )
     plain = answer_prompts(target, None, tokenizer, prompts, schedule="ar", **settings)
-    equal = rows_equal(drafted, plain)
-    if equal < len(prompts) and target.dtype == jnp.float32:
-        raise ValueError(f"{output}: {equal} of {len(prompts)} answers equal plain decoding")
-    lengths = [length for answer in drafted for length in answer.acceptance_lengths]
-    tau = float(np.mean(lengths)) if lengths else 1.0
+    num_equal = rows_equal(drafted, plain)
+    if num_equal < len(prompts) and target.dtype == jnp.float32:
+        raise ValueError(f"only {num_equal} of {len(prompts)} answers equal plain decoding")
+    tau = mean_tau_of(drafted)
     measured = [value for name, value in saved.metrics.items() if name.startswith("tau_")]
     if measured and tau < _LEAST_SHARE_OF_TAU * float(np.mean(measured)):
         raise ValueError(
-            f"{output}: tau is {tau:.2f} on {len(prompts)} prompts where training measured "
+            f"tau is {tau:.2f} on {len(prompts)} prompts where training measured "
             f"{float(np.mean(measured)):.2f}: the files do not hold what was trained"
         )
     return ExportReport(
@@ -151,6 +166,7 @@ def _prove(
         metrics=saved.metrics,
         tau=tau,
         num_prompts=len(prompts),
+        num_equal=num_equal,
         num_tokens=sum(len(answer.tokens) for answer in drafted),
     )
 
@@ -184,7 +200,7 @@ Held-out prompts, greedy, every draft verified; loops would flatter tau and show
 {chr(10).join(lines)}
 
 The files here were loaded again and gave tau {report.tau:.2f} on {report.num_prompts} prompts,
-{report.num_tokens:,} tokens, equal to plain decoding.
+{report.num_tokens:,} tokens; {report.num_equal} answers equal plain decoding.
 
 ## Recipe
 

@@ -50,6 +50,11 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
     peak = config.learning_rate
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
+    if config.warmup_fraction + config.decay_fraction > 1:
+        raise ValueError(
+            f"train.warmup_fraction={config.warmup_fraction} and "
+            f"train.decay_fraction={config.decay_fraction}: must be at most 1 together"
+        )
     decay = max(1, round(config.steps * config.decay_fraction))
     hold_until = max(warmup, config.steps - decay)
     return optax.join_schedules(

@@ -28,12 +28,13 @@ from jax.experimental import multihost_utils
 from flexdraft_jax.data.conversations import Rejected, read_lines
 from flexdraft_jax.data.fingerprints import (
     check_recorded,
-    file_fingerprint,
+    file_digest,
     target_fingerprint,
     tokenizer_fingerprint,
     write_json,
 )
 from flexdraft_jax.data.prepare import Track
+from flexdraft_jax.training.distributed import is_main, main_first
 from flexdraft_jax.training.progress import track as show_progress
 from flexdraft_jax.training.rewriting import Record, Writer, answer_lines
 
@@ -117,12 +118,10 @@ def regenerate(
     begin(path, output, writer)
     if not output.exists():
         write_part(path, output, writer, jax.process_index(), jax.process_count(), track)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("regenerate: parts")
-        if jax.process_index() == 0:
-            merge_parts(path, output)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("regenerate: merged")
+        multihost_utils.sync_global_devices("regenerate: parts")
+        with main_first("regenerate: merged"):
+            if is_main():
+                merge_parts(path, output)
     return RegenerateReport(**json.loads(report.read_text()))
 
 
@@ -139,7 +138,7 @@ def begin(path: Path, output: Path, writer: Writer) -> None:
     check_recorded(
         settings,
         {
-            "input": file_fingerprint(path),
+            "input": file_digest(path),
             "target": target_fingerprint(writer.target),
             "tokenizer": tokenizer_fingerprint(writer.tokenizer),
             "max_new_tokens": writer.max_new_tokens,

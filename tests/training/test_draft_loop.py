@@ -64,6 +64,7 @@ def test_another_target_in_the_same_directory_is_refused(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "config.json").write_text('{"target": "0123456789abcdef"}')
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)  # Before that, nothing could be spoilt.
     with pytest.raises(ValueError, match="another configuration: .*target: 0123456789abcdef there"):
         train_draft(draft_config, target, tokenizer, prepared, tmp_path)
 
@@ -103,9 +104,7 @@ def test_export_is_the_best_checkpoint(
     tmp_path: Path,
 ) -> None:
     trained, work_dir = run  # Evaluated once, at the end: its last step is its best.
-    report = export_draft(
-        work_dir, target, tokenizer, prepared.held_out, tmp_path, max_new_tokens=16
-    )
+    report = export_draft(work_dir, target, tokenizer, prepared, tmp_path, max_new_tokens=16)
     exported = fd.load_draft(tmp_path, target)
     rounded = jax.tree.map(lambda x: np.asarray(x).astype("bfloat16"), trained.params)
     jax.tree.map(
@@ -134,14 +133,14 @@ def test_files_that_do_not_decode_as_trained_are_refused(
 
     monkeypatch.setattr(export, "load_best", boast)
     with pytest.raises(ValueError, match="do not hold what was trained"):
-        export_draft(run[1], target, tokenizer, prepared.held_out, tmp_path, max_new_tokens=16)
+        export_draft(run[1], target, tokenizer, prepared, tmp_path, max_new_tokens=16)
 
 
 def test_a_directory_without_a_run_is_refused(
     target: Target, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="holds no run of train/train_draft.py"):
-        export_draft(tmp_path, target, tokenizer, prepared.held_out, tmp_path / "out")
+        export_draft(tmp_path, target, tokenizer, prepared, tmp_path / "out")
     (tmp_path / "config.json").write_text('{"target": "0"}')
     with pytest.raises(ValueError, match="a run for target 0: must be this target"):
-        export_draft(tmp_path, target, tokenizer, prepared.held_out, tmp_path / "out")
+        export_draft(tmp_path, target, tokenizer, prepared, tmp_path / "out")
