@@ -40,12 +40,13 @@ def fault(step_dir: Path) -> str | None:
     if not lines or any(len(line) != 2 for line in lines):
         return "its checksums are torn"
     files = [step_dir.parent / name for _, name in lines]
-    missing = [name for path, (_, name) in zip(files, lines, strict=True) if not path.is_file()]
+    names = [name.partition("/")[2] for _, name in lines]
+    missing = [name for path, name in zip(files, names, strict=True) if not path.is_file()]
     if missing:
         return f"missing: {', '.join(missing)}"
     changed = [
         name
-        for (digest, name), found in zip(lines, _digests(files), strict=True)
+        for name, (digest, _), found in zip(names, lines, _digests(files), strict=True)
         if digest != found
     ]
     return f"changed since it was written: {', '.join(changed)}" if changed else None

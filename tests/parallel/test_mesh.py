@@ -146,3 +146,20 @@ def test_what_was_put_may_be_donated() -> None:
 def test_meshes_that_cannot_be(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_mesh(**sizes)
+
+
+def test_devices_lie_in_the_order_of_their_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a slice, where neighbours in the interconnect belong to different hosts."""
+
+    class Device:
+        platform = "tpu"
+
+        def __init__(self, number: int, process: int) -> None:
+            self.id, self.process_index = number, process
+
+    devices = [Device(number, process=number // 2 % 2) for number in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    processes = [device.process_index for device in make_mesh(fsdp=8).devices.flat]
+    assert processes == [0, 0, 0, 0, 1, 1, 1, 1]

@@ -114,5 +114,8 @@ def test_the_working_directory_says_what_a_run_was_made_from(tmp_path: Path) -> 
     assert provenance["config"]["steps"] == 9
     assert provenance["versions"]["jax"] == jax.__version__
     assert prepare_work_dir(tmp_path, config, target="abc", data="def") == provenance
+    prepare_work_dir(tmp_path, config, target="abc", data="another")  # Nothing to spoil yet.
+    prepare_work_dir(tmp_path, config, target="abc", data="def")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(ValueError, match="data: def there, other here"):
         prepare_work_dir(tmp_path, config, target="abc", data="other")
