@@ -97,9 +97,6 @@ def prepare(
       FileNotFoundError: there is no file at `path`.
     """
     output = Path(output)
-    if not jax.distributed.is_initialized():
-        _build(Path(path), tokenizer, output, config, track)
-        return load_prepared(output)
     try:
         if jax.process_index() == 0:
             _build(Path(path), tokenizer, output, config, track)

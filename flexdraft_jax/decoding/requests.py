@@ -4,7 +4,7 @@ import dataclasses
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -132,8 +132,7 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
 
 def _budgets(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
     if _is_list(max_new_tokens):
-        given: Any = max_new_tokens
-        budgets = [integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(given)]
+        budgets = [integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(max_new_tokens)]
         if len(budgets) != num_rows:
             raise ValueError(
                 f"max_new_tokens has {len(budgets)} entries: must be one integer, or one for each "
@@ -166,7 +165,7 @@ def integer(field: str, value: Any) -> int:
         raise TypeError(f"{field}={value!r}: must be an integer") from None
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether the value is an ordered collection; a text or an array of no dimension is none."""
     if isinstance(value, Sequence):
         return not isinstance(value, str | bytes)

@@ -14,6 +14,7 @@ anchors are drawn from the seed and the step, rows from the seed and the positio
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -31,7 +32,6 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from flexdraft_jax.training.checksums import fault, set_damaged_aside, steps, write_checksums
-from flexdraft_jax.training.config_files import as_dict
 from flexdraft_jax.training.distributed import is_main
 from flexdraft_jax.training.optimizer import Params, TrainState
 
@@ -230,7 +230,7 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str
     work_dir.mkdir(parents=True, exist_ok=True)
     recorded = work_dir / "config.json"
     # A round trip through JSON turns tuples into lists, as in the recorded file.
-    wanted = json.loads(json.dumps({**as_dict(config), **provenance}))
+    wanted = json.loads(json.dumps({**dataclasses.asdict(config), **provenance}))
     # Before the first checkpoint there is nothing that another configuration could spoil.
     if recorded.exists() and steps(work_dir / "checkpoints"):
         try:
@@ -254,7 +254,7 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str
         unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
         os.replace(unfinished, recorded)
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {**provenance, "config": as_dict(config), "versions": versions}
+    return {**provenance, "config": dataclasses.asdict(config), "versions": versions}
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -70,11 +70,6 @@ def apply_overrides(config: ConfigT, overrides: Iterable[str]) -> ConfigT:
     return config
 
 
-def as_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain nested dictionaries, for a file beside a checkpoint."""
-    return dataclasses.asdict(config)
-
-
 def _replace(config: Any, parts: Sequence[str], text: str, full_name: str) -> Any:
     name, rest = parts[0], parts[1:]
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}

@@ -152,6 +152,7 @@ def place_state(mesh: Mesh, state: TrainState, param_places: Params) -> TrainSta
     """
     whole = replicated(mesh)
     opt_state = optimizer_shardings(state.opt_state, param_places, state.params, whole)
+    # mypy wants arrays in a TrainState; a tree of places has its form and other leaves.
     places: Any = TrainState(step=whole, params=param_places, opt_state=opt_state)  # type: ignore[arg-type]
     return put(state, places)
 

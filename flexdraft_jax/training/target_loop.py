@@ -29,7 +29,13 @@ from flexdraft_jax.training.config import TrainTargetConfig
 from flexdraft_jax.training.distributed import place_state
 from flexdraft_jax.training.flops import target_step_flops
 from flexdraft_jax.training.loop import EvaluateFn, StepFn, fit
-from flexdraft_jax.training.optimizer import Params, TrainState, make_optimizer
+from flexdraft_jax.training.optimizer import (
+    Params,
+    TrainState,
+    apply_gradients,
+    first_state,
+    make_optimizer,
+)
 from flexdraft_jax.training.rows import Rows
 
 _HELD_OUT = "held_out_"
@@ -74,7 +80,7 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
     state = fit(
         place_state(
             mesh,
-            TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
+            first_state(params, optimizer),
             shardings(mesh, target_logical_axes(target_config), params, target_config),
         ),
         make_target_step(model, optimizer, config.loss_on),
@@ -164,10 +170,8 @@ def make_target_step(
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, gradients = jax.value_and_grad(loss_fn)(state.params, rows)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return apply_gradients(state, gradients, optimizer), metrics
 
     return step
 

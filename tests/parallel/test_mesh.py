@@ -112,7 +112,7 @@ def test_optimizer_state_lies_with_its_parameter(name: str) -> None:
     params = draft_shapes(config, _DRAFT)
     places = shardings(mesh, draft_logical_axes(config, _DRAFT), params, config)
     optimizer = make_optimizer(
-        OptimizerConfig(steps=10, batch_size=1, learning_rate=1.0, optimizer=name)  # type: ignore[arg-type]
+        OptimizerConfig(steps=10, batch_size=1, learning_rate=1.0, optimizer=name)
     )
     state = jax.eval_shape(optimizer.init, params)
     found = optimizer_shardings(state, places, params, NamedSharding(mesh, PartitionSpec()))

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 import flexdraft_jax as fd
@@ -60,21 +59,9 @@ def test_bad_input_ends_with_one_line(run_script, tmp_path, script, arguments, m
         run_script(script, *(argument.format(tmp=tmp_path) for argument in arguments))
 
 
-def test_regenerate_takes_its_flags(run_script, tmp_path, capsys) -> None:
-    config = fd.TargetConfig(
-        model_type="qwen3",
-        vocab_size=260,
-        hidden_size=16,
-        intermediate_size=24,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        qk_norm=True,
-        eos_token_ids=(258,),
-    )
-    fd.save_target(fd.init_target(config, jax.random.key(0)), tmp_path)
-    build_byte_tokenizer().save_pretrained(tmp_path)
+def test_regenerate_takes_its_flags(run_script, models, tmp_path, capsys) -> None:
+    fd.save_target(models.target, tmp_path)
+    models.tokenizer.save_pretrained(tmp_path)
     calls = []
 
     def regenerate(path, output, writer):

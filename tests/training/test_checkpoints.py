@@ -58,7 +58,7 @@ def saved(state: TrainState, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the state at step 3."""
     directory = tmp_path_factory.mktemp("run") / "checkpoints"
     checkpoints = TrainCheckpoints(directory, 1, {"target": "abc"})
-    checkpoints.save(3, state, _Batches(17))  # type: ignore[arg-type]
+    checkpoints.save(3, state, _Batches(17))
     checkpoints.close()
     return directory
 
@@ -84,7 +84,7 @@ def test_it_holds_the_draft_and_its_optimizer_and_nothing_of_the_target(
 
 def test_everything_comes_back_bit_for_bit(state: TrainState, saved: Path) -> None:
     checkpoints, batches = TrainCheckpoints(saved, 1, {}), _Batches(0)
-    restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state), batches)  # type: ignore[arg-type]
+    restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state), batches)
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -103,7 +103,7 @@ def test_a_warm_start_takes_weights_alone(state: TrainState, saved: Path) -> Non
 def test_a_state_of_another_optimizer_is_refused(saved: Path) -> None:
     checkpoints = TrainCheckpoints(saved, 1, {})
     with pytest.raises(ValueError, match="holds other arrays: opt_state/.* and absent here"):
-        checkpoints.restore(_state("muon"), _Batches(0))  # type: ignore[arg-type]
+        checkpoints.restore(_state("muon"), _Batches(0))
     checkpoints.close()
 
 

@@ -162,7 +162,7 @@ def test_half_a_description_of_the_processes_is_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        initialize(**arguments)  # type: ignore[arg-type]
+        initialize(**arguments)
 
 
 def test_alone_there_is_nothing_to_join_and_nobody_to_ask() -> None:
