@@ -1,5 +1,8 @@
 """A drafter that trains in seconds, for the tiny target: tests and a first look at the tools.
 
+    python train/make_conversations.py --count 64 --output runs/tiny.jsonl
+    python train/prepare_data.py --input runs/tiny.jsonl --target runs/tiny_target/export \
+        --output runs/tiny_data --sequence_length 512 --held_out 8
     python train/train_draft.py --config configs/tiny_draft.py \
         --target runs/tiny_target/export --data runs/tiny_data --work_dir runs/tiny_draft
 """

@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
         )
         tokenizer = load_tokenizer(_TARGET.value or default_directory() / "target")
         prepared = prepare(_INPUT.value, tokenizer, _OUTPUT.value, config, track)
+    if not distributed.is_main():
+        return
     table = Table("Prepared", ("what", "count"), prepared.report.cells(), f"In {_OUTPUT.value}")
     make_console().print(table.to_rich())
 

@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
             schedule=_SCHEDULE.value,
         )
         report = regenerate(_INPUT.value, _OUTPUT.value, writer)
+    if not distributed.is_main():
+        return
     table = Table("Regenerated", ("what", "count"), report.cells(), f"In {_OUTPUT.value}")
     make_console().print(table.to_rich())
 

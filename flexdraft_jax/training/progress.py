@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
+import jax
 import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -83,7 +84,13 @@ class Progress:
 
 @contextmanager
 def track(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of some work is done; gives a function to call with what was just finished."""
+    """Shows how much of some work is done; gives a function to call with what was just finished.
+
+    Of several processes the first alone shows its share.
+    """
+    if jax.process_index() > 0:
+        yield lambda finished: None
+        return
     # Bound now: the work may redirect standard output to silence others.
     console = Console(highlight=False, file=sys.stdout)
     if console.is_terminal:
