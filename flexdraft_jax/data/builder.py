@@ -4,14 +4,12 @@ Rows are written once, as array_record files under `data_dir`, and found again b
 source, its fingerprint and the length of a row.
 """
 
-import hashlib
 import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,27 +47,6 @@ class TurnSource:
                 )
         if not self.splits:
             raise ValueError("splits must name at least one split, got none")
-
-
-def source_of_turns(name: str, splits: Mapping[str, list[EncodedTurn]]) -> TurnSource:
-    """Returns a source of documents at hand, such as rollouts, fingerprinted by their content.
-
-    Raises:
-      ValueError: if a split has no documents.
-    """
-    digest = hashlib.sha256()
-    for split, turns in sorted(splits.items()):
-        if not turns:
-            raise ValueError(f"splits[{split!r}] must hold at least one turn, got none")
-        digest.update(f"{split}:{len(turns)}:".encode())
-        for turn in turns:
-            digest.update(np.asarray(turn.tokens, np.int64).tobytes())
-            digest.update(np.asarray(turn.response_mask, np.bool_).tobytes() + b";")
-    return TurnSource(
-        name=name,
-        fingerprint=digest.hexdigest()[:16],
-        splits={split: partial(list, turns) for split, turns in splits.items()},
-    )
 
 
 def prepare_rows(

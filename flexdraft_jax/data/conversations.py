@@ -90,12 +90,6 @@ class Rejected:
         return self.reason.partition(":")[0]
 
 
-def read_documents(path: str | os.PathLike[str]) -> Iterator[tuple[int, Document | Rejected]]:
-    """Yields line number (from 1) and content of every line that is not blank."""
-    for number, line in read_lines(path):
-        yield number, parse_or_reject(line)
-
-
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     """Yields number (from 1) and bytes of every line that is not blank.
 
@@ -116,14 +110,6 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
 def count_lines(path: str | os.PathLike[str]) -> int:
     """How many lines :func:`read_lines` yields."""
     return sum(1 for _ in read_lines(path))
-
-
-def parse_or_reject(line: bytes) -> Document | Rejected:
-    """What a line holds, or why that can't be said."""
-    try:
-        return parse_line(line)
-    except ValueError as error:
-        return reject(line, str(error))
 
 
 def reject(line: bytes, reason: str) -> Rejected:

@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
-from flexdraft_jax.data.builder import TurnSource, prepare_rows, source_of_turns
+from flexdraft_jax.data.builder import TurnSource, prepare_rows
 from flexdraft_jax.data.chat import EncodedTurn
 from flexdraft_jax.data.pipeline import pack, row_loader
 
@@ -18,6 +19,10 @@ def _turns(count, seed=0):
     return turns
 
 
+def _source(name, **splits):
+    return TurnSource(name, "f1", {split: partial(list, turns) for split, turns in splits.items()})
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("rows")
@@ -29,7 +34,7 @@ def _stack(rows):
 
 def test_rows_come_back_as_they_were_packed(data_dir):
     splits = {"train": _turns(300), "held_out": _turns(20, seed=1)}
-    rows = prepare_rows(source_of_turns("rollouts", splits), length=32, data_dir=data_dir)
+    rows = prepare_rows(_source("rollouts", **splits), length=32, data_dir=data_dir)
     assert rows.keys() == splits.keys()
     for split, turns in splits.items():
         expected = pack(turns, 32).arrays()
@@ -59,12 +64,8 @@ def test_rows_are_built_once_and_rebuilt_identically(data_dir, tmp_path):
 
 
 def test_other_documents_or_lengths_are_other_rows(data_dir):
-    one = source_of_turns("turns", {"train": _turns(10)})
-    other = source_of_turns("turns", {"train": _turns(10, seed=1)})
-    assert one.fingerprint != other.fingerprint
-    assert one.fingerprint == source_of_turns("turns", {"train": _turns(10)}).fingerprint
-    masked = [EncodedTurn(turn.tokens, [False] * len(turn.tokens)) for turn in _turns(10)]
-    assert one.fingerprint != source_of_turns("turns", {"train": masked}).fingerprint
+    one = TurnSource("turns", "f1", {"train": partial(_turns, 10)})
+    other = TurnSource("turns", "f2", {"train": partial(_turns, 10, seed=1)})
     for source in (one, other):
         for length in (32, 48):
             row = prepare_rows(source, length=length, data_dir=data_dir)["train"][0]
@@ -85,7 +86,7 @@ def test_an_interrupted_build_leaves_no_rows(data_dir):
 
 
 def test_stored_rows_feed_the_loader_and_resume(data_dir):
-    source = source_of_turns("loaded", {"train": _turns(200)})
+    source = _source("loaded", train=_turns(200))
     rows = prepare_rows(source, length=32, data_dir=data_dir)["train"]
     iterator = row_loader(rows, batch_size=8, seed=0)
     next(iterator)
@@ -101,13 +102,11 @@ def test_stored_rows_feed_the_loader_and_resume(data_dir):
 
 
 def test_bad_sources_are_refused(data_dir):
-    with pytest.raises(ValueError, match=r"splits\['train'\]"):
-        source_of_turns("empty", {"train": []})
-    empty = TurnSource("empty", "f1", {"train": lambda: []})
+    empty = _source("empty", train=[])
     with pytest.raises(ValueError, match=r"splits\['train'\]"):
         prepare_rows(empty, length=32, data_dir=data_dir)
     with pytest.raises(ValueError, match="length"):
-        prepare_rows(source_of_turns("x", {"train": _turns(3)}), length=4, data_dir=data_dir)
+        prepare_rows(_source("x", train=_turns(3)), length=4, data_dir=data_dir)
     with pytest.raises(ValueError, match="name"):
         TurnSource("a/b", "f1", {"train": list})
     with pytest.raises(ValueError, match="splits"):
@@ -118,10 +117,11 @@ def test_nothing_imports_tensorflow(tmp_path):
     """In a process of its own: other tests may have imported anything."""
     program = f"""
 import sys
-from flexdraft_jax.data.builder import prepare_rows, source_of_turns
+from flexdraft_jax.data.builder import TurnSource, prepare_rows
 from flexdraft_jax.data.chat import EncodedTurn
 from flexdraft_jax.data.pipeline import row_loader
-source = source_of_turns("a", {{"train": [EncodedTurn([1, 2, 3], [False, True, True])] * 9}})
+turns = [EncodedTurn([1, 2, 3], [False, True, True])] * 9
+source = TurnSource("a", "f1", {{"train": lambda: turns}})
 rows = prepare_rows(source, length=8, data_dir={str(tmp_path)!r})["train"]
 next(row_loader(rows, batch_size=2, seed=0))
 assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"]

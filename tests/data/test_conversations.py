@@ -9,12 +9,11 @@ from flexdraft_jax.data.conversations import (
     MAX_LINE_BYTES,
     Conversation,
     PlainText,
-    Rejected,
     Tokenized,
     count_lines,
     parse_line,
-    parse_or_reject,
-    read_documents,
+    read_lines,
+    reject,
 )
 
 _HELLO = (Message("user", "Hi"), Message("assistant", "Hello"))
@@ -23,6 +22,12 @@ _TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "H
 
 def _parse(**fields):
     return parse_line(json.dumps(fields).encode())
+
+
+def _reject(line):
+    with pytest.raises(ValueError) as refused:
+        parse_line(line)
+    return reject(line, str(refused.value))
 
 
 def test_every_shape_is_read():
@@ -78,8 +83,7 @@ def test_every_shape_is_read():
 def test_bad_lines_are_refused_with_a_reason(line, reason):
     with pytest.raises(ValueError, match=reason):
         parse_line(line)
-    kind = reason.split(":")[0]
-    assert parse_or_reject(line).kind == kind
+    assert _reject(line).kind == reason.split(":")[0]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_messages_must_take_turns(roles, reason):
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda t: json.dumps({t: t}).encode()))
 @settings(max_examples=200, deadline=None)
 def test_no_line_raises_anything_but_a_reason(line):
-    assert isinstance(parse_or_reject(line), Rejected)
+    _reject(line)
 
 
 def test_a_file_is_read_around_its_bad_lines(tmp_path):
@@ -110,11 +114,12 @@ def test_a_file_is_read_around_its_bad_lines(tmp_path):
     lines = [b"\xef\xbb\xbf" + good, b"", b"  \r", b'{"prompt": "\xff"}', long, b"{", good]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(lines))
-    found = dict(read_documents(path))
-    assert list(found) == [1, 4, 5, 6, 7]
+    lines = dict(read_lines(path))
+    assert list(lines) == [1, 4, 5, 6, 7]
     assert count_lines(path) == 5
-    assert found[1] == found[7] == Conversation(_HELLO)
-    assert [found[number].kind for number in (4, 5, 6)] == [
+    assert parse_line(lines[1]) == parse_line(lines[7]) == Conversation(_HELLO)
+    found = {number: _reject(lines[number]) for number in (4, 5, 6)}
+    assert [rejected.kind for rejected in found.values()] == [
         "not UTF-8",
         "line too long",
         "not JSON",

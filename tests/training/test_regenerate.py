@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 import flexdraft_jax as fd
-from flexdraft_jax.data.conversations import Tokenized, read_documents
+from flexdraft_jax.data.conversations import Tokenized, parse_line, read_lines
 from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
 from flexdraft_jax.data.prepare import PrepareConfig, prepare
 from flexdraft_jax.decoding.generate import bucket
@@ -97,7 +97,7 @@ def written(
 
 
 def _documents(output: Path) -> list[Tokenized]:
-    found = [document for _, document in read_documents(output)]
+    found = [parse_line(line) for _, line in read_lines(output)]
     assert all(isinstance(document, Tokenized) for document in found)
     return found
 
