@@ -14,7 +14,7 @@ from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import load_config
-from flexdraft_jax.training.preemption import TrainingStopped
+from flexdraft_jax.training.preemption import stopping_exits
 from flexdraft_jax.training.study import RECIPES, run_study, study_table
 
 _CONFIG = flags.DEFINE_string("config", "configs/default_draft.py", "Base of every run.")
@@ -35,23 +35,21 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # orbax reports every rename.
     console = make_console()
-    with bad_input_exits():
+    with bad_input_exits(), stopping_exits():
         check_output(_MARKDOWN.value)
+        if not all(seed.isdecimal() for seed in _SEEDS.value):
+            raise ValueError(f"seeds={','.join(_SEEDS.value)}: must be whole numbers")
         models = load_models(_TARGET.value)
-        try:
-            results = run_study(
-                load_config(_CONFIG.value, TrainDraftConfig, _SET.value),
-                _RECIPES.value,
-                [int(seed) for seed in _SEEDS.value],
-                models.target,
-                models.tokenizer,
-                load_prepared(_DATA.value),
-                pathlib.Path(_WORK_DIR.value),
-                console.print,
-            )
-        except TrainingStopped as stopped:
-            console.print(f"study: {stopped}")
-            raise SystemExit(stopped.exit_code) from None
+        results = run_study(
+            load_config(_CONFIG.value, TrainDraftConfig, _SET.value),
+            _RECIPES.value,
+            [int(seed) for seed in _SEEDS.value],
+            models.target,
+            models.tokenizer,
+            load_prepared(_DATA.value),
+            pathlib.Path(_WORK_DIR.value),
+            console.print,
+        )
     table = study_table(results)
     console.print(table.to_rich())
     if _MARKDOWN.value:

@@ -14,13 +14,12 @@ import jax
 from absl import app, flags, logging
 
 from flexdraft_jax.data.prepared import load_prepared
-from flexdraft_jax.evaluation.loading import load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 from flexdraft_jax.training import distributed
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import load_config
 from flexdraft_jax.training.draft_loop import train_draft
-from flexdraft_jax.training.preemption import TrainingStopped
-from flexdraft_jax.training.watch import TrainingDiverged
+from flexdraft_jax.training.preemption import stopping_exits
 
 _CONFIG = flags.DEFINE_string("config", "configs/default_draft.py", "Python file of the run.")
 _TARGET = flags.DEFINE_string(
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # orbax reports every rename.
-    try:
+    with bad_input_exits(), stopping_exits():
         distributed.initialize(pod=_POD.value)
         config = load_config(_CONFIG.value, TrainDraftConfig, _SET.value)
         # On a mesh, by way of the host: the target may be too large for one device.
@@ -46,11 +45,6 @@ def main(argv: Sequence[str]) -> None:
             models = load_models(_TARGET.value, dtype=config.step.compute_dtype)
         prepared = load_prepared(_DATA.value)
         train_draft(config, models.target, models.tokenizer, prepared, _WORK_DIR.value)
-    except (ValueError, OSError, FloatingPointError, TrainingDiverged) as error:
-        raise SystemExit(f"train_draft: {error}") from error
-    except TrainingStopped as stopped:
-        print(f"train_draft: {stopped}")
-        raise SystemExit(stopped.exit_code) from None
     if distributed.is_main():
         print(f"trained; now: python train/export_draft.py --work_dir {_WORK_DIR.value} ...")
 

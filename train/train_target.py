@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
+from flexdraft_jax.evaluation.loading import bad_input_exits
 from flexdraft_jax.training.config import TrainTargetConfig
 from flexdraft_jax.training.config_files import load_config
-from flexdraft_jax.training.preemption import TrainingStopped
+from flexdraft_jax.training.preemption import stopping_exits
 from flexdraft_jax.training.target_loop import train_target
-from flexdraft_jax.training.watch import TrainingDiverged
 
 _CONFIG = flags.DEFINE_string("config", "configs/default_target.py", "Python file of the run.")
 _WORK_DIR = flags.DEFINE_string("work_dir", "runs/target", "Where checkpoints and results go.")
@@ -24,14 +24,9 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # orbax reports every rename.
-    try:
+    with bad_input_exits(), stopping_exits():
         config = load_config(_CONFIG.value, TrainTargetConfig, _SET.value)
         train_target(config, _WORK_DIR.value)
-    except (ValueError, OSError, TrainingDiverged) as error:
-        raise SystemExit(f"train_target: {error}") from error
-    except TrainingStopped as stopped:
-        print(f"train_target: {stopped}")
-        raise SystemExit(stopped.exit_code) from None
     print(f"saved to {_WORK_DIR.value}/export")
 
 

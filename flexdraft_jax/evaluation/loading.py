@@ -75,5 +75,5 @@ def bad_input_exits() -> Iterator[None]:
     """Ends a script with one line instead of a traceback where its input is at fault."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error

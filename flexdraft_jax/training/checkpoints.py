@@ -7,9 +7,10 @@ A run's working directory holds
     checkpoints/STEP/         params, optimizer, data position, metrics and record of one step
     checkpoints/STEP.sha256   see :mod:`flexdraft_jax.training.checksums`
 
-Two ways back in, not to be confused: *resume* takes everything and goes on with the same run, bit
-for bit; a *warm start* takes the weights alone into a new run. There is no random state to save:
-anchors are drawn from the seed and the step, rows from the seed and the position in the data.
+To *resume* takes everything and goes on with the same run, bit for bit. A *warm start* is something
+else: `init_from` begins a new run with exported weights, and no checkpoint. There is no random
+state to save: anchors are drawn from the seed and the step, rows from the seed and the position in
+the data.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from flexdraft_jax.data.fingerprints import write_json
 from flexdraft_jax.training.checksums import fault, set_damaged_aside, steps, write_checksums
 from flexdraft_jax.training.distributed import is_main
 from flexdraft_jax.training.optimizer import Params, TrainState
@@ -186,7 +187,7 @@ class TrainCheckpoints:
 def load_best(directory: Path, params: Params) -> Saved:
     """The weights of the best evaluated checkpoint, or of the newest if none was evaluated.
 
-    For a warm start and for exports. It changes nothing in `directory`.
+    For exports. It changes nothing in `directory`.
 
     Args:
         directory: `checkpoints` of a working directory.
@@ -249,10 +250,7 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str
                 + "; choose another directory or the same configuration"
             )
     if is_main():
-        # Renamed when whole, since other processes may be reading.
-        unfinished = recorded.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
-        os.replace(unfinished, recorded)
+        write_json(recorded, wanted)
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {**provenance, "config": dataclasses.asdict(config), "versions": versions}
 
@@ -262,7 +260,7 @@ def _score(metrics: Mapping[str, float]) -> float:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """All but the parameters, which stand alone so that a warm start can read just them."""
+    """All but the parameters, which stand alone so that an export can read just them."""
     return {"step": state.step, "opt_state": state.opt_state}
 
 

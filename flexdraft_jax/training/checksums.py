@@ -7,11 +7,12 @@ step without it was not finished, or not by us, and is not trusted.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from flexdraft_jax.data.fingerprints import file_digest
 
 _SUFFIX = ".sha256"
 
@@ -88,9 +89,4 @@ def _beside(step_dir: Path) -> Path:
 def _digests(files: Iterable[Path]) -> list[str]:
     # Hashing leaves Python's lock, so threads share the work.
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(_digest, files))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return list(pool.map(file_digest, files))

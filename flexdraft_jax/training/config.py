@@ -177,10 +177,7 @@ class DraftStepConfig:
     remat: bool = False  # Recompute draft layers in the backward pass; allows a larger chunk.
 
     def __post_init__(self) -> None:
-        if self.microbatches < 1:
-            raise ValueError(f"step.microbatches={self.microbatches}: must be at least 1")
-        if self.chunk < 0:
-            raise ValueError(f"step.chunk={self.chunk}: must be at least 1, or 0 for all groups")
+        _require(self, "step.", microbatches=(1, math.inf), chunk=(0, math.inf))
 
     def check(self, batch_size: int, anchors: int) -> None:
         """Raises ValueError where rows or groups do not fall into equal parts."""
@@ -211,13 +208,17 @@ class MeshConfig:
     fsdp: int = 1  # Parts that weights and optimizer state are stored in; rows are split too.
     tensor: int = 1  # Parts that heads, MLP and vocabulary are computed in.
 
+    def __post_init__(self) -> None:
+        at_least_one = (1, math.inf)
+        _require(self, "mesh.", data=(0, math.inf), fsdp=at_least_one, tensor=at_least_one)
+
     def build(self) -> Mesh:
         """The mesh over the devices of all processes.
 
         Raises:
             ValueError: the sizes do not fit the devices that are there.
         """
-        data = self.data or jax.device_count() // max(1, self.fsdp * self.tensor) or 1
+        data = self.data or jax.device_count() // (self.fsdp * self.tensor) or 1
         return make_mesh(data, self.fsdp, self.tensor)
 
 
@@ -237,3 +238,6 @@ class TrainDraftConfig:
     init_from: str = ""
     anchors: int = 64  # Mask groups per packed row; the step's cost grows with anchors * n.
     seed: int = 0  # Initialisation, anchors and order of the rows.
+
+    def __post_init__(self) -> None:
+        _require(self, "", anchors=(1, math.inf), seed=(0, math.inf))

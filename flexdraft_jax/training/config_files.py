@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
-import types
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -85,36 +84,23 @@ def _replace(config: Any, parts: Sequence[str], text: str, full_name: str) -> An
     elif rest:
         raise ValueError(f"unknown config field {full_name!r}; {name!r} has no parts")
     else:
-        value = parse_value(text, typing.get_type_hints(type(config))[name], full_name)
+        value = _parse_value(text, typing.get_type_hints(type(config))[name], full_name)
     return dataclasses.replace(config, **{name: value})
 
 
-def parse_value(text: str, kind: Any, name: str) -> Any:
+def _parse_value(text: str, kind: Any, name: str) -> Any:
     """Reads `text` as a value of type `kind`; `name` is for the error message.
 
-    Understands int, float, bool, str, Literal, `X | None` and `tuple[X, ...]` (comma-separated).
+    Understands int, float, bool, str and Literal.
 
     Raises:
         ValueError: the text is no such value.
     """
-    origin = typing.get_origin(kind)
-    arguments = typing.get_args(kind)
-    if origin is typing.Literal:
+    if typing.get_origin(kind) is typing.Literal:
+        arguments = typing.get_args(kind)
         if text not in arguments:
             raise ValueError(f"{name}={text!r}: must be one of {', '.join(map(repr, arguments))}")
         return text
-    if origin in (typing.Union, types.UnionType):
-        if text.lower() == "none" and type(None) in arguments:
-            return None
-        (inner,) = [argument for argument in arguments if argument is not type(None)]
-        return parse_value(text, inner, name)
-    if origin is tuple:
-        items = [item.strip() for item in text.strip("()").split(",") if item.strip()]
-        return tuple(parse_value(item, arguments[0], name) for item in items)
-    return _parse_scalar(text, kind, name)
-
-
-def _parse_scalar(text: str, kind: Any, name: str) -> Any:
     if kind is str:
         return text
     if kind is bool:

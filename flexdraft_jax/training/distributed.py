@@ -30,47 +30,41 @@ from flexdraft_jax.parallel.mesh import (
 from flexdraft_jax.training.optimizer import Params, TrainState
 from flexdraft_jax.training.rows import Rows
 
+_PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
-def initialize(
-    *,
-    pod: bool = False,
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-) -> None:
+
+def initialize(*, pod: bool = False) -> None:
     """Joins the other processes of a run; before anything else of JAX, and alone it does nothing.
 
-    What is left out is taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`, where they are set.
-
     Args:
-        pod: JAX finds the other processes by itself: TPU pods, SLURM, Open MPI.
-        coordinator: "host:port" of process 0.
-        num_processes: how many there are.
-        process_id: which one this is.
+        pod: JAX finds the other processes by itself: TPU pods, SLURM, Open MPI. Otherwise the
+            environment says who they are: `JAX_COORDINATOR_ADDRESS` (host:port of process 0),
+            `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
     Raises:
-        ValueError: some of the three are given and others are not, or they make no sense.
+        ValueError: some of the three are set and others are not, or they make no sense.
     """
     # Its handler would take SIGTERM away from StopSignal, and from everything before the loop.
     jax.config.update("jax_enable_preemption_service", False)
     if pod:
         jax.distributed.initialize()
         return
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    num_processes = _from_environment(num_processes, "JAX_NUM_PROCESSES")
-    process_id = _from_environment(process_id, "JAX_PROCESS_ID")
-    given = f"coordinator={coordinator!r}, num_processes={num_processes}, process_id={process_id}"
-    if coordinator is None and num_processes is None and process_id is None:
+    found = {name: os.environ[name] for name in _PROCESS_VARIABLES if os.environ.get(name)}
+    if not found:
         return
-    if coordinator is None or num_processes is None or process_id is None:
-        raise ValueError(f"{given}: must be given all together, or none of them")
+    given = ", ".join(f"{name}={value}" for name, value in found.items())
+    if len(found) < len(_PROCESS_VARIABLES):
+        missing = ", ".join(name for name in _PROCESS_VARIABLES if name not in found)
+        raise ValueError(f"{given}: {missing} must be set too, or none of them")
+    coordinator, num_processes, process_id = found.values()
+    if not (num_processes.isdecimal() and process_id.isdecimal()):
+        raise ValueError(f"{given}: the last two must be whole numbers")
     if ":" not in coordinator:
-        raise ValueError(f"coordinator={coordinator!r}: must be host:port of process 0")
-    if not 0 <= process_id < num_processes:
-        raise ValueError(f"{given}: process_id must be in 0..num_processes-1")
+        raise ValueError(f"{given}: the first must be host:port of process 0")
+    if not int(process_id) < int(num_processes):
+        raise ValueError(f"{given}: the last must be in 0..{int(num_processes) - 1}")
     jax.distributed.initialize(
-        coordinator, num_processes, process_id, cluster_detection_method="deactivate"
+        coordinator, int(num_processes), int(process_id), cluster_detection_method="deactivate"
     )
 
 
@@ -205,12 +199,3 @@ class Agreement:
 @partial(jax.jit, static_argnums=1)
 def _largest(wishes: jax.Array, everywhere: NamedSharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(jnp.max(wishes, axis=0), everywhere)
-
-
-def _from_environment(value: int | None, name: str) -> int | None:
-    if value is not None or name not in os.environ:
-        return value
-    try:
-        return int(os.environ[name])
-    except ValueError:
-        raise ValueError(f"{name}={os.environ[name]!r}: must be a number") from None

@@ -92,7 +92,7 @@ def export_draft(
 
     Raises:
         ValueError: `work_dir` holds no run for this target and data or no good checkpoint, or the
-            exported files do not decode as they must; then nothing is written.
+            exported files do not decode as they must; then no file is written.
     """
     work_dir, output = Path(work_dir), Path(output)
     check_data(prepared, tokenizer, target)

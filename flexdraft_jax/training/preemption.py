@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,6 +25,16 @@ class TrainingStopped(RuntimeError):
             "start again to continue"
         )
         self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def stopping_exits() -> Iterator[None]:
+    """Ends a script with the signal's own status where a signal stopped its training."""
+    try:
+        yield
+    except TrainingStopped as stopped:
+        print(stopped)
+        raise SystemExit(stopped.exit_code) from None
 
 
 class StopSignal:

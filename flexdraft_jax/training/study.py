@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from flexdraft_jax.data.fingerprints import target_fingerprint, write_json
 from flexdraft_jax.data.held_out import distinct_ngrams
 from flexdraft_jax.data.prepared import Prepared, prompts_that_fit
 from flexdraft_jax.evaluation.measure import answer_prompts
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import apply_overrides
 from flexdraft_jax.training.draft_loop import train_draft
@@ -87,7 +89,8 @@ def run_study(
         The results of each recipe, one per seed.
 
     Raises:
-        ValueError: an unknown recipe, or as `train_draft`.
+        ValueError: an unknown recipe, a run of `work_dir` with another configuration, target or
+            data, or as `train_draft`.
     """
     unknown = [name for name in recipes if name not in RECIPES]
     if unknown or not recipes or not seeds:
@@ -95,19 +98,20 @@ def run_study(
             f"recipes={list(recipes)}, seeds={list(seeds)}: must name at least one seed and "
             f"recipes among {', '.join(RECIPES)}"
         )
+    fingerprint = target_fingerprint(target)
     results: dict[str, list[Result]] = {name: [] for name in recipes}
     for seed in seeds:  # All recipes of one seed first: a study that is cut short can be read.
         for name in recipes:
             directory = work_dir / name / f"seed_{seed}"
             recorded = directory / _RESULT
+            config = apply_overrides(base, [*RECIPES[name], f"seed={seed}"])
+            # Of a finished run too: its numbers would stand in the table for another's.
+            prepare_work_dir(directory, config, target=fingerprint, data=prepared.fingerprint)
             if not recorded.exists():
                 say(f"{name}, seed {seed}")
-                config = apply_overrides(base, [*RECIPES[name], f"seed={seed}"])
                 draft = train_draft(config, target, tokenizer, prepared, directory)
                 measured = _measure(config, target, draft, tokenizer, prepared)
-                unfinished = recorded.with_suffix(".unfinished")
-                unfinished.write_text(json.dumps(measured))
-                unfinished.replace(recorded)
+                write_json(recorded, measured)
             results[name].append(json.loads(recorded.read_text()))
     return results
 

@@ -24,7 +24,7 @@ _MUST_BE_FINITE = ("loss", "grad_norm")
 _RECENT_STEPS = 50
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(FloatingPointError):
     """The loss is no longer a number; the newest checkpoint is older than the bad step."""
 
 

@@ -91,7 +91,7 @@ def test_everything_comes_back_bit_for_bit(state: TrainState, saved: Path) -> No
     assert batches.place == 17
 
 
-def test_a_warm_start_takes_weights_alone(state: TrainState, saved: Path) -> None:
+def test_the_weights_can_be_read_alone(state: TrainState, saved: Path) -> None:
     best = load_best(saved, jax.tree.map(jnp.zeros_like, state.params))
     jax.tree.map(np.testing.assert_array_equal, best.params, state.params)
     assert (best.step, best.metrics, best.provenance) == (3, {}, {"target": "abc"})

@@ -2,12 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from flexdraft_jax.training.config import TrainDraftConfig, TrainTargetConfig
-from flexdraft_jax.training.config_files import apply_overrides, load_config, parse_value
+from flexdraft_jax.training.config_files import apply_overrides, load_config
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -52,17 +51,6 @@ def test_a_wrong_override_says_what_would_be_right(override: str, message: str) 
     with pytest.raises(ValueError) as error:
         apply_overrides(config, [override])
     assert message in str(error.value)
-
-
-def test_tuples_and_none_are_read() -> None:
-    assert parse_value("word_problems,code", tuple[Literal["word_problems", "code"], ...], "x") == (
-        "word_problems",
-        "code",
-    )
-    assert parse_value("none", int | None, "x") is None
-    assert parse_value("3", int | None, "x") == 3
-    with pytest.raises(ValueError, match="must be one of 'word_problems'"):
-        parse_value("poems", tuple[Literal["word_problems"], ...], "x")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ def _start(work_dir: Path, *arguments: str, processes: int, devices: int) -> lis
                 **os.environ,
                 **together(index),
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": (
+                    f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+                ),
                 "PYTHONPATH": str(_ROOT),
                 "TF_CPP_MIN_LOG_LEVEL": "2",
             },
@@ -140,29 +142,24 @@ def test_a_signal_to_one_process_stops_all_and_another_mesh_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("environment", "arguments", "message"),
+    ("values", "message"),
     [
-        ({}, {"coordinator": "localhost:1"}, "num_processes=None, .* all together"),
-        ({"JAX_PROCESS_ID": "1"}, {}, "coordinator=None, .*process_id=1: must be given all"),
-        ({"JAX_NUM_PROCESSES": "two"}, {}, "JAX_NUM_PROCESSES='two': must be a number"),
-        (
-            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
-            {"coordinator": "localhost:1"},
-            "process_id must be in 0..num_processes-1",
-        ),
-        ({"JAX_NUM_PROCESSES": "2"}, {"coordinator": "here", "process_id": 0}, "must be host:port"),
+        (("localhost:1", "", ""), "JAX_COORDINATOR_ADDRESS=localhost:1: JAX_NUM_PROCESSES, JAX_PR"),
+        (("", "", "1"), "JAX_PROCESS_ID=1: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES must be set"),
+        (("localhost:1", "two", "0"), "JAX_NUM_PROCESSES=two, .* must be whole numbers"),
+        (("localhost:1", "2", "-1"), "JAX_PROCESS_ID=-1: .* must be whole numbers"),
+        (("localhost:1", "2", "2"), "JAX_PROCESS_ID=2: the last must be in 0..1"),
+        (("here", "2", "0"), "JAX_COORDINATOR_ADDRESS=here, .* must be host:port"),
     ],
 )
 def test_half_a_description_of_the_processes_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    environment: dict[str, str],
-    arguments: dict[str, str],
-    message: str,
+    monkeypatch: pytest.MonkeyPatch, values: tuple[str, str, str], message: str
 ) -> None:
-    for name, value in environment.items():
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    for name, value in zip(names, values, strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        initialize(**arguments)
+        initialize()
 
 
 def test_alone_there_is_nothing_to_join_and_nobody_to_ask() -> None:

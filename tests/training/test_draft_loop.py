@@ -96,7 +96,7 @@ def test_a_warm_start_must_have_the_shape(
         train_draft(config, models.target, tokenizer, prepared, tmp_path / "run")
 
 
-def test_export_is_the_best_checkpoint(
+def test_export_is_what_was_trained(
     run: tuple[fd.Draft, Path],
     target: Target,
     tokenizer: PreTrainedTokenizerBase,

@@ -2,10 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -197,75 +193,3 @@ def test_nothing_is_kept_of_the_layers_below_the_split(
     clean = jax.eval_shape(lambda t, r: clean_pass(model, {"target": t}, r), target, rows)
     kept = sum(leaf.size for leaf in jax.tree.leaves(clean))
     assert kept == 2 * 64 * (24 + 1 * 2 * 16)  # hidden states; one draft layer's keys and values
-
-
-_SPREAD = """
-import json, sys
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.models.draft import init_draft
-from flexdraft_jax.models.target import Target, init_target
-from flexdraft_jax.training.config import (
-    DraftStepConfig, OptimizerConfig, TrainDraftConfig)
-from flexdraft_jax.training.draft_step import make_draft_step
-from flexdraft_jax.training.optimizer import first_state, make_optimizer
-from flexdraft_jax.training.rows import Rows
-
-config = TrainDraftConfig(
-    model=DraftConfig(1, 4, 8),
-    train=OptimizerConfig(steps=10, batch_size=16, learning_rate=1e-3),
-    step=DraftStepConfig(microbatches=2, chunk=4), anchors=8)
-target = init_target(TargetConfig(
-    model_type="qwen3", vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2,
-    num_heads=2, num_kv_heads=2, head_dim=8, qk_norm=True), jax.random.key(0))
-draft = init_draft(target, num_draft_layers=1, block_size=4, calibration_rank=8,
-                   rng=jax.random.key(1))
-tokens = np.random.default_rng(0).integers(0, 64, (16, 32)).astype(np.int32)
-places = np.broadcast_to(np.arange(32, dtype=np.int32), (16, 32))
-rows = Rows(tokens, np.ones_like(tokens), places, places > 4)
-optimizer = make_optimizer(config.train)
-
-def run(target, state, rows, shardings):
-    step = make_draft_step(config, target, optimizer, shardings)
-    for _ in range(3):
-        state, metrics = step(state, rows)
-    return state, metrics
-
-alone, alone_metrics = run(target, first_state(draft.params, optimizer), rows, None)
-
-mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-def place(leaf):
-    spec = P("fsdp") if leaf.ndim == 2 and leaf.shape[0] % 2 == 0 else P()
-    return NamedSharding(mesh, spec)
-state = first_state(draft.params, optimizer)
-shardings = jax.tree.map(place, state)
-spread, metrics = run(
-    Target(target.config, jax.device_put(target.params, jax.tree.map(place, target.params))),
-    jax.device_put(state, shardings),
-    jax.device_put(rows, NamedSharding(mesh, P(("data", "fsdp")))),
-    shardings,
-)
-kept = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), spread, shardings)
-assert jax.tree.all(kept)
-assert all(value.is_fully_replicated for value in metrics.values())
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5),
-             jax.device_get(spread.params), jax.device_get(alone.params))
-for name, value in alone_metrics.items():
-    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
-print(json.dumps({"devices": len(spread.params["mask_embedding"].sharding.device_set)}))
-"""
-
-
-@pytest.mark.slow
-def test_eight_devices_compute_what_one_does() -> None:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", _SPREAD], env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads(result.stdout.splitlines()[-1]) == {"devices": 8}

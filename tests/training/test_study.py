@@ -35,14 +35,14 @@ def test_runs_are_made_once_and_compared(
 
     def train(config, *arguments):
         calls.append((config.objective.slot_weights, config.seed))
-        arguments[-1].mkdir(parents=True)
+        (arguments[-1] / "checkpoints" / "6").mkdir(parents=True)
         return models.draft
 
     monkeypatch.setattr(study, "train_draft", train)
-    config = apply_overrides(draft_config, ["eval.max_new_tokens=8"])
     names, said = ["forward_kl", "running_kl"], []
 
-    def go():
+    def go(max_new_tokens: int = 8):
+        config = apply_overrides(draft_config, [f"eval.max_new_tokens={max_new_tokens}"])
         fixed = (models.target, tokenizer, prepared, tmp_path)
         return run_study(config, names, [0, 5], *fixed, said.append)
 
@@ -50,9 +50,16 @@ def test_runs_are_made_once_and_compared(
     assert calls == [(w, s) for s in (0, 5) for w in ("exponential", "running_acceptance")]
     assert said[0] == "forward_kl, seed 0"
     assert go() == first and len(calls) == 4
-    table = study_table(first)
-    assert [row[0] for row in table.rows] == ["forward kl", "running kl"]
-    assert table.rows[0][-1] == "-" and table.rows[1][-1] == "+0.0% (+0.0% to +0.0%)"
+    with pytest.raises(ValueError, match="holds a run with another configuration: .*eval"):
+        go(max_new_tokens=9)
+    assert [row[0] for row in study_table(first).rows] == ["forward kl", "running kl"]
+
+
+def test_gains_are_over_the_first_recipe() -> None:
+    own, better = ([{"code": {"tau": [tau, tau], "distinct": 1.0}}] for tau in (2.0, 3.0))
+    (reference, row) = study_table({"own": own, "better": better}).rows
+    assert reference == ("own", "2.00 (2.00-2.00)", "100 %", "-")
+    assert row[-1] == "+50.0% (+50.0% to +50.0%)"
 
 
 def test_an_unknown_recipe_is_refused(draft_config, models, tokenizer, prepared, tmp_path) -> None:
