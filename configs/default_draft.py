@@ -9,6 +9,8 @@
         --target runs/target_answers/export --work_dir runs/draft
     python train/export_draft.py --work_dir runs/draft --data runs/data \
         --target runs/target_answers/export --output runs/draft/export
+
+Without --target they take the embedded one. `train/study.py` compares this recipe with others.
 """
 
 from flexdraft_jax.config import DraftConfig
