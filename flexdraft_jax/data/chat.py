@@ -256,7 +256,7 @@ def _render(
             tokenize=False,
             **(template_kwargs or {}),
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # The latter of a variable that it can't use.
         raise ValueError(f"the chat template refuses the messages: {error}") from error
     assert isinstance(text, str)  # one conversation in, one text out
     return text

@@ -53,7 +53,7 @@ def check_recorded(path: Path, settings: dict[str, Any]) -> None:
         raise ValueError(
             f"{path} belongs to something else: "
             + "; ".join(f"{name} was {before.get(name)}, is {settings[name]}" for name in different)
-            + "; choose another output, or remove that one"
+            + "; choose another output, or remove all that this one has left"
         )
 
 

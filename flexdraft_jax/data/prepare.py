@@ -189,7 +189,10 @@ def _held_out_keys(files: list[Path], count: int) -> NDArray[np.uint64]:
     found = [chunk.keys[chunk.opens] for chunk in map(load_chunk, files)]
     keys = np.unique(np.concatenate(found))
     if len(keys) < count:
-        raise ValueError(f"held_out={count}: must be at most the {len(keys)} different prompts")
+        raise ValueError(
+            f"held_out={count}: must be under the number of different prompts, {len(keys)}; plain "
+            "text has none"
+        )
     return keys[:count]
 
 

@@ -38,7 +38,7 @@ from flexdraft_jax.training.optimizer import Params, TrainState
 
 # Groups of a configuration that may change between an interruption and its resume: they decide
 # when the loop reports and saves and where arrays lie, not what is computed.
-_FREE_GROUPS = ("loop", "mesh")
+_FREE = ("loop.", "mesh.", "step.microbatches", "step.chunk", "step.remat")
 _PACKAGES = ("flexdraft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -50,12 +50,14 @@ class Saved(NamedTuple):
         params: the trained parameters.
         metrics: of the evaluation at that step; empty if there was none.
         provenance: what the run was made from; see :func:`prepare_work_dir`.
+        damaged: what is wrong with steps that could not be considered.
     """
 
     step: int
     params: Params
     metrics: dict[str, float]
     provenance: dict[str, Any]
+    damaged: dict[int, str]
 
 
 class TrainCheckpoints:
@@ -211,7 +213,8 @@ def load_best(directory: Path, params: Params) -> Saved:
         restored = manager.restore(
             step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
         )
-        return Saved(step, restored["params"], metrics[step], record["provenance"])
+        damaged = {step: wrong for step, wrong in faults.items() if wrong is not None}
+        return Saved(step, restored["params"], metrics[step], record["provenance"], damaged)
 
 
 def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str, Any]:
@@ -238,21 +241,31 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str
             found = json.loads(recorded.read_text())
         except ValueError as error:
             raise ValueError(f"{recorded} is damaged ({error}): choose another work_dir") from error
+        there, here = _leaves(found), _leaves(wanted)
         different = [
-            key
-            for key in sorted(found.keys() | wanted.keys())
-            if key not in _FREE_GROUPS and found.get(key) != wanted.get(key)
+            name
+            for name in sorted(there.keys() | here.keys())
+            if not name.startswith(_FREE) and there.get(name) != here.get(name)
         ]
         if different:
             raise ValueError(
                 f"work_dir={str(work_dir)!r} holds a run with another configuration: "
-                + "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} here" for k in different)
+                + "; ".join(f"{n}: {there.get(n)} there, {here.get(n)} here" for n in different)
                 + "; choose another directory or the same configuration"
             )
     if is_main():
         write_json(recorded, wanted)
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {**provenance, "config": dataclasses.asdict(config), "versions": versions}
+
+
+def _leaves(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value of nested groups by its dotted name, as `--set` takes it."""
+    leaves: dict[str, Any] = {}
+    for name, value in group.items():
+        inner = isinstance(value, Mapping)
+        leaves |= _leaves(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return leaves
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -36,15 +36,15 @@ def load_config(
             override names an unknown field or carries a value of the wrong type.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config={str(path)!r}: no such file; pass one such as configs/*.py")
+    if not path.is_file() or path.suffix != ".py":
+        raise ValueError(f"config={str(path)!r}: no such Python file; pass one of configs/*.py")
     spec = importlib.util.spec_from_file_location(f"flexdraft_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # A .py path always has a loader.
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ValueError(f"config={str(path)!r} is not valid Python: {error}") from error
+    except Exception as error:  # It is a program; anything may happen in it.
+        raise ValueError(f"config={str(path)!r}: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"config={str(path)!r} defines no get_config()")
     try:

@@ -24,6 +24,8 @@ from flexdraft_jax.models.target import Target
 from flexdraft_jax.training.checkpoints import Saved, load_best
 from flexdraft_jax.training.draft_loop import check_data
 
+# All that an export consists of.
+_FILES = ("README.md", "config.json", "model.safetensors")
 PROOF_PROMPTS = 8
 # Tau on a few prompts is noisy; weights that were mixed up come to about 1.
 _LEAST_SHARE_OF_TAU = 0.5
@@ -40,6 +42,7 @@ class ExportReport:
         num_prompts: how many.
         num_equal: of them, how many were answered token for token like plain decoding.
         num_tokens: that they were answered with.
+        damaged: what is wrong with checkpoints that could not be considered.
     """
 
     step: int
@@ -48,6 +51,7 @@ class ExportReport:
     num_prompts: int
     num_equal: int
     num_tokens: int
+    damaged: dict[int, str]
 
     def table(self, output: str) -> Table:
         """What a person wants to see at the end."""
@@ -64,6 +68,7 @@ class ExportReport:
                 *measured,
                 (f"tau of the files, {self.num_prompts} prompts", f"{self.tau:.2f}"),
                 ("equal to plain decoding", f"{self.num_equal} of {self.num_prompts}"),
+                *((f"left out: step {step}", wrong) for step, wrong in self.damaged.items()),
             ],
             note=f"In {output}",
         )
@@ -91,10 +96,12 @@ def export_draft(
         max_new_tokens: longest answer.
 
     Raises:
-        ValueError: `work_dir` holds no run for this target and data or no good checkpoint, or the
-            exported files do not decode as they must; then no file is written.
+        ValueError: `output` holds other files than a draft's; `work_dir` holds no run for this
+            target and data or no good checkpoint, or the exported files do not decode as they
+            must; then no file is written.
     """
     work_dir, output = Path(work_dir), Path(output)
+    _check_output(output)
     check_data(prepared, tokenizer, target)
     config = _recorded_config(work_dir, target, prepared)
     positions = target.config.max_position_embeddings
@@ -114,6 +121,21 @@ def export_draft(
         for file in Path(unproven).iterdir():
             file.replace(output / file.name)
     return report
+
+
+def _check_output(output: Path) -> None:
+    """Raises ValueError where something else than an earlier export would be overwritten."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise ValueError(f"output={str(output)!r}: must be a directory, and is a file")
+    others = sorted(file.name for file in output.iterdir() if file.name not in _FILES)
+    config = output / "config.json"
+    if others or (config.exists() and "flexdraft_config" not in config.read_text()):
+        raise ValueError(
+            f"output={str(output)!r}: must be a new directory or an earlier export, and holds "
+            + ", ".join(others or ["the config.json of something else"])
+        )
 
 
 def _recorded_config(work_dir: Path, target: Target, prepared: Prepared) -> dict[str, Any]:
@@ -168,6 +190,7 @@ def _prove(
         num_prompts=len(prompts),
         num_equal=num_equal,
         num_tokens=sum(len(answer.tokens) for answer in drafted),
+        damaged=saved.damaged,
     )
 
 

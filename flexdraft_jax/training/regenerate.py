@@ -132,14 +132,20 @@ def begin(path: Path, output: Path, writer: Writer) -> None:
         ValueError: `output` was begun with other settings, or is some other file.
     """
     settings = _beside(output, "settings.json")
-    if output.exists() and not settings.exists():
-        raise ValueError(f"output={os.fspath(output)!r}: there is another file of that name")
+    # Asked in this order, as another process may begin just now: with its settings.
+    begun = output.exists() or bool(_parts(output))
+    if begun and not settings.exists():
+        raise ValueError(
+            f"output={os.fspath(output)!r}: there is another file of that name, or work begun with "
+            "settings that nobody knows"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     check_recorded(
         settings,
         {
             "input": file_digest(path),
             "target": target_fingerprint(writer.target),
+            "dtype": str(writer.target.dtype),
             "tokenizer": tokenizer_fingerprint(writer.tokenizer),
             "max_new_tokens": writer.max_new_tokens,
             "template_kwargs": dict(writer.template_kwargs),

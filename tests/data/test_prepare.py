@@ -229,7 +229,7 @@ def test_nothing_left_is_an_error(tmp_path):
     path.write_bytes(b"\n".join(map(_good, range(4))))
     with pytest.raises(ValueError, match="held_out=4: leaves nothing"):
         prepare(path, _TOKENIZER, tmp_path / "all", _CONFIG)
-    with pytest.raises(ValueError, match="held_out=5: must be at most the 4"):
+    with pytest.raises(ValueError, match="held_out=5: must be under .* prompts, 4; plain"):
         prepare(path, _TOKENIZER, tmp_path / "more", PrepareConfig(48, 5))
 
 

@@ -14,7 +14,12 @@ from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.models.draft import draft_shapes
 from flexdraft_jax.models.target import target_shapes
 from flexdraft_jax.training.checkpoints import TrainCheckpoints, load_best, prepare_work_dir
-from flexdraft_jax.training.config import OptimizerConfig, TargetModelConfig
+from flexdraft_jax.training.config import (
+    DraftStepConfig,
+    OptimizerConfig,
+    TargetModelConfig,
+    TrainDraftConfig,
+)
 from flexdraft_jax.training.optimizer import TrainState, make_optimizer
 
 
@@ -119,3 +124,15 @@ def test_the_working_directory_says_what_a_run_was_made_from(tmp_path: Path) -> 
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(ValueError, match="data: def there, other here"):
         prepare_work_dir(tmp_path, config, target="abc", data="other")
+
+
+def test_how_a_step_is_computed_may_change_on_resume(tmp_path: Path) -> None:
+    config = TrainDraftConfig(_DRAFT, OptimizerConfig(steps=9, batch_size=2, learning_rate=1.0))
+    prepare_work_dir(tmp_path, config)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    smaller = DraftStepConfig(microbatches=2, chunk=4, remat=True)
+    prepare_work_dir(tmp_path, dataclasses.replace(config, step=smaller))
+    other = dataclasses.replace(config, step=DraftStepConfig(compute_dtype="bfloat16"))
+    message = "configuration: step.compute_dtype: float32 there, bfloat16 here; choose"
+    with pytest.raises(ValueError, match=message):
+        prepare_work_dir(tmp_path, other)

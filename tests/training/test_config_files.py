@@ -59,7 +59,8 @@ def test_a_wrong_override_says_what_would_be_right(override: str, message: str) 
         (None, "no such file"),
         ("x = 1", "defines no get_config"),
         ("def get_config(): return 3", "returned int, this command needs TrainTargetConfig"),
-        ("def get_config(:", "is not valid Python"),
+        ("def get_config(:", "SyntaxError: "),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, source: str | None, message: str) -> None:
@@ -68,6 +69,8 @@ def test_a_wrong_file_is_refused(tmp_path: Path, source: str | None, message: st
         path.write_text(source)
     with pytest.raises(ValueError, match=message):
         load_config(path, TrainTargetConfig)
+    with pytest.raises(ValueError, match="README.md.: no such Python file"):
+        load_config(_CONFIGS.parent / "README.md", TrainTargetConfig)
 
 
 @pytest.mark.parametrize(

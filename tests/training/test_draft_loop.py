@@ -144,3 +144,21 @@ def test_a_directory_without_a_run_is_refused(
     (tmp_path / "config.json").write_text('{"target": "0"}')
     with pytest.raises(ValueError, match="a run for target 0: must be this target"):
         export_draft(tmp_path, target, tokenizer, prepared, tmp_path / "out")
+
+
+def test_export_overwrites_drafts_alone(
+    run: tuple[fd.Draft, Path],
+    target: Target,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    tmp_path: Path,
+) -> None:
+    fd.save_target(target, tmp_path)
+    with pytest.raises(ValueError, match="new directory or an earlier export, and holds"):
+        export_draft(run[1], target, tokenizer, prepared, tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds the config.json of something else"):
+        export_draft(run[1], target, tokenizer, prepared, tmp_path / "notes")
+    with pytest.raises(ValueError, match="must be a directory, and is a file"):
+        export_draft(run[1], target, tokenizer, prepared, tmp_path / "notes" / "config.json")

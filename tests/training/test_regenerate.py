@@ -255,6 +255,9 @@ def test_wrong_settings_are_refused(file, written, writer, tmp_path) -> None:
         regenerate(file, written[0], dataclasses.replace(writer, max_new_tokens=7))
     with pytest.raises(ValueError, match="another file of that name"):
         regenerate(file, file, writer)
+    (tmp_path / "d.jsonl.part-00000-of-00001").touch()
+    with pytest.raises(ValueError, match="settings that nobody knows"):
+        regenerate(file, tmp_path / "d.jsonl", writer)
     with pytest.raises(ValueError, match="batch_size=0"):
         dataclasses.replace(writer, batch_size=0)
     with pytest.raises(ValueError, match='schedule="parallel" needs one'):
