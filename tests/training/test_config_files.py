@@ -56,7 +56,7 @@ def test_a_wrong_override_says_what_would_be_right(override: str, message: str) 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "no such file"),
+        (None, "no such Python file"),
         ("x = 1", "defines no get_config"),
         ("def get_config(): return 3", "returned int, this command needs TrainTargetConfig"),
         ("def get_config(:", "SyntaxError: "),
