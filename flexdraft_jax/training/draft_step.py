@@ -93,6 +93,14 @@ def check_step(config: TrainDraftConfig) -> None:
         names = ", ".join(vars(config.objective.terms))
         raise ValueError(f"objective.terms are all 0: at least one of {names} must count")
     config.step.check(config.train.batch_size, config.anchors)
+    step, mesh = config.step, config.mesh
+    if step.microbatches > 1 and step.chunk and mesh.fsdp > 1 and mesh.tensor > 1:
+        # Seen on 8 devices with jax 0.10.2, with some shapes: losses are right, gradients are not.
+        raise ValueError(
+            f"step.microbatches={step.microbatches}, step.chunk={step.chunk}, "
+            f"mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}: XLA compiles wrong gradients where "
+            "all four are set; leave step.microbatches at 1, or one of the others"
+        )
 
 
 def loss_and_gradients(

@@ -25,7 +25,7 @@ def test_losses_and_tau_equal_those_of_one_device(run_script, models, tmp_path: 
     sizes = ["--sequence_length=256", "--held_out=4", f"--output={tmp_path / 'data'}"]
     run_script("prepare_data", target, f"--input={lines}", *sizes)
     config = [f"--config={_ROOT / 'configs/tiny_draft.py'}", "--set=train.steps=4"]
-    parts = ["--set=train.batch_size=8", "--set=step.microbatches=2", "--set=step.chunk=4"]
+    parts = ["--set=train.batch_size=8", "--set=step.chunk=4"]
     arguments = [*config, target, data, *parts]
     run_script("train_draft", *arguments, f"--work_dir={tmp_path / 'one'}")
 

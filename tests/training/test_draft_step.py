@@ -106,6 +106,10 @@ def test_bfloat16_computes_and_float32_keeps(
         ({"objective.terms.forward_kl": 0.0}, "objective.terms are all 0: at least one of cross_"),
         ({"step.chunk": 3}, "step.chunk=3: must divide anchors=8, or be 0"),
         ({"step.microbatches": 3}, "step.microbatches=3: must divide batch_size=4"),
+        (
+            {"step.microbatches": 2, "step.chunk": 2, "mesh.fsdp": 2, "mesh.tensor": 4},
+            "mesh.fsdp=2, mesh.tensor=4: XLA compiles wrong gradients",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(
