@@ -16,7 +16,7 @@ from flexdraft_jax.decoding.requests import (
     integer,
 )
 from flexdraft_jax.decoding.state import DecodeState, init_state
-from flexdraft_jax.decoding.steps import DecodeProgram, Variables
+from flexdraft_jax.decoding.steps import DecodeProgram, Variables, Variant
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
 from flexdraft_jax.models.target import Target
@@ -238,11 +238,10 @@ def start(
     draft = None if schedule == "ar" else draft
     program = DecodeProgram(
         model=flexdraft_model(target, draft),
-        schedule=schedule,
         block_size=block_size,
         pruning_strategy=pruning_strategy,
-        verify_buckets=verify_buckets(
-            block_size, all(r.confidence_threshold == 0 for r in requests)
+        variants=variants_of(
+            schedule, block_size, all(r.confidence_threshold == 0 for r in requests)
         ),
     )
     sizes = sizes or sizes_for(requests, block_size)
@@ -264,16 +263,16 @@ def start(
     return Decoding(program, variables, state)
 
 
-def verify_buckets(block_size: int, verify_all: bool) -> tuple[int, ...]:
-    """The numbers of drafts to compile a step for: 1, 3, 7, ... n - 1.
+def variants_of(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:
+    """The steps to compile, for 1, 3, 7, ... n - 1 drafts.
 
     Where every step verifies all n - 1 drafts (threshold 0), one variant is enough.
     """
     largest = block_size - 1
     if verify_all or largest == 0:
-        return (largest,)
+        return (Variant(schedule, largest),)
     doubling = [2**i - 1 for i in range(1, largest.bit_length() + 1) if 2**i - 1 < largest]
-    return (*doubling, largest)
+    return tuple(Variant(schedule, num_drafts) for num_drafts in (*doubling, largest))
 
 
 def bucket(size: int, smallest: int = 32) -> int:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flexdraft_jax.decoding.acceptance import Verdict
 from flexdraft_jax.decoding.state import DecodeState
 from flexdraft_jax.decoding.steps import (
-    STEPS,
     DecodeProgram,
     Variables,
     emit,
     first_block,
     greedy_token,
+    step,
 )
 from flexdraft_jax.models.cache import commit
 
@@ -64,7 +64,6 @@ def run(
         state: after `prefill`; donated.
         max_steps: scalar.
     """
-    step = STEPS[program.schedule]
 
     def cond_fn(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
         done, state = carry

@@ -10,7 +10,7 @@ import numpy as np
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.confidence import PRUNING_STRATEGIES
-from flexdraft_jax.decoding.steps import STEPS
+from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.models.draft import Draft, check_draft_fits
 from flexdraft_jax.models.target import Target
 
@@ -101,7 +101,7 @@ def check_settings(
             under 2.
         TypeError: a block size that is no integer.
     """
-    _one_of("schedule", schedule, tuple(STEPS))
+    _one_of("schedule", schedule, SCHEDULES)
     _one_of("pruning_strategy", pruning_strategy, PRUNING_STRATEGIES)
     if block_size is not None:
         block_size = integer("block_size", block_size)

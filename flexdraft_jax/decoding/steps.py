@@ -1,4 +1,4 @@
-"""One decoding step per schedule: `DecodeState -> DecodeState`.
+"""One decoding step: `DecodeState -> DecodeState`.
 
 The four moves of a step (FlexDraft paper, Flex Decoding):
 
@@ -8,13 +8,13 @@ The four moves of a step (FlexDraft paper, Flex Decoding):
     emit      the accepted drafts and the bonus
     draft     mask group k = a, calibrated with the bonus, becomes the next candidate block
 
-`sequential_step` makes them one after the other, in two passes. `parallel_step` drafts for every
-possible a in the pass that verifies, and picks the group when a is known. Both compute the same
-numbers.
+A "sequential" step makes them one after the other, in two passes. A "parallel" step drafts for
+every possible a in the pass that verifies, and picks the group when a is known. Both compute the
+same numbers. An "ar" step drafts nothing; with v = 0 it is plain decoding.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,21 @@ from flexdraft_jax.models.flexdraft import FlexDraft
 
 Variables = dict[str, Any]
 
+SCHEDULES = ("ar", "parallel", "sequential")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A step of static shapes.
+
+    Attributes:
+        schedule: "ar" (drafts nothing), "parallel" or "sequential".
+        num_drafts: how many drafts it can verify, v + 1 candidates in all.
+    """
+
+    schedule: str
+    num_drafts: int
+
 
 @dataclasses.dataclass(frozen=True)
 class DecodeProgram:
@@ -35,84 +50,81 @@ class DecodeProgram:
 
     Attributes:
         model: target and draft modules.
-        schedule: "ar", "parallel" or "sequential".
-        block_size: n; 1 for "ar".
+        block_size: n; 1 where nothing is drafted.
         pruning_strategy: how confidence becomes a verify length.
-        verify_buckets: ascending numbers of drafts that a step is compiled for. A step takes the
-            smallest that holds the batch's largest v; the last one is n - 1.
+        variants: the steps to choose from, by ascending number of drafts.
     """
 
     model: FlexDraft
-    schedule: str
     block_size: int
     pruning_strategy: str
-    verify_buckets: tuple[int, ...]
+    variants: tuple[Variant, ...]
 
     def apply(self, variables: Variables, method: str, *args: Any) -> Any:
         """Calls one of the model's passes."""
         return self.model.apply(variables, *args, method=method)
 
+    @property
+    def drafts(self) -> bool:
+        """Whether any step drafts."""
+        return any(variant.schedule != "ar" for variant in self.variants)
+
     def for_prefill(self) -> "DecodeProgram":
         """The choices that prefill depends on, so that schedules share its compilation."""
-        schedule = "ar" if self.schedule == "ar" else "sequential"
-        return dataclasses.replace(self, schedule=schedule, verify_buckets=())
+        variant = Variant("sequential" if self.drafts else "ar", 0)
+        return dataclasses.replace(self, variants=(variant,))
 
 
-def ar_step(program: DecodeProgram, variables: Variables, state: DecodeState) -> DecodeState:
-    """Plain decoding: one clean token in, the next one out."""
-    clean = program.apply(variables, "clean_pass", state.block.tokens, state.length, state.cache)
-    verdict = _verify(program, variables, clean.hidden, state.block)
-    stepped = _commit_and_emit(state, clean.fresh, verdict)
-    block = dataclasses.replace(state.block, tokens=verdict.bonus[:, None])
+def step(program: DecodeProgram, variables: Variables, state: DecodeState) -> DecodeState:
+    """One step of one of the program's variants, for all rows that still decode."""
+    index = choose_variant(program, state)
+
+    def verify(variant: Variant, state: DecodeState) -> Any:
+        if variant.schedule == "parallel":
+            return _verify_and_draft(program, variables, variant.num_drafts, state)
+        return _verify(program, variables, variant.num_drafts, state)
+
+    # Steps that differ in how they draft alone share a verify pass.
+    passes = [
+        dataclasses.replace(v, schedule="parallel" if v.schedule == "parallel" else "sequential")
+        for v in program.variants
+    ]
+    fresh, verdict, hidden = _switch(index, passes, verify, state)
+    stepped = _commit_and_emit(state, fresh, verdict)
+
+    def draft(schedule: str, state: DecodeState) -> CandidateBlock:
+        if schedule == "ar":
+            return undrafted_block(state.block, verdict.bonus)
+        slots = hidden
+        if schedule == "sequential":
+            slots = draft_group(program, variables, state)
+        return next_block(program, variables, slots, verdict.bonus, state.confidence_threshold)
+
+    block = _switch(index, [v.schedule for v in program.variants], draft, stepped)
     return _keep_finished(state, dataclasses.replace(stepped, block=block))
 
 
-def sequential_step(
-    program: DecodeProgram, variables: Variables, state: DecodeState
-) -> DecodeState:
-    """A verify pass through all layers, then a draft pass through the draft layers."""
+def choose_variant(program: DecodeProgram, state: DecodeState) -> jax.Array:
+    """Index of the smallest variant that holds the largest v of the rows that still decode.
 
-    def verify(num_drafts: int, state: DecodeState) -> Any:
-        candidates = state.block.tokens[:, : num_drafts + 1]
-        clean = program.apply(variables, "clean_pass", candidates, state.length, state.cache)
-        verdict = _verify(program, variables, clean.hidden, state.block)
-        return _padded(clean.fresh, program.block_size), verdict
+    A row's own v is not touched: what a larger variant computes beyond it is thrown away.
+    """
+    longest = jnp.max(jnp.where(state.active, state.block.verify_length, 0))
+    return jnp.searchsorted(jnp.array([v.num_drafts for v in program.variants]), longest)
 
-    fresh, verdict = _by_verify_length(program, verify, state)
-    stepped = _commit_and_emit(state, fresh, verdict)
-    hidden = program.apply(
-        variables, "draft_pass", stepped.length, program.block_size, stepped.cache
+
+def draft_group(program: DecodeProgram, variables: Variables, state: DecodeState) -> jax.Array:
+    """Hidden states [B, n, E] of the mask group right behind the cache."""
+    return program.apply(variables, "draft_pass", state.length, program.block_size, state.cache)
+
+
+def undrafted_block(block: CandidateBlock, bonus: jax.Array) -> CandidateBlock:
+    """A block with nothing to verify behind its bonus."""
+    return dataclasses.replace(
+        block,
+        tokens=block.tokens.at[:, 0].set(bonus),
+        verify_length=jnp.zeros_like(block.verify_length),
     )
-    block = next_block(program, variables, hidden, verdict.bonus, state.confidence_threshold)
-    return _keep_finished(state, dataclasses.replace(stepped, block=block))
-
-
-def parallel_step(program: DecodeProgram, variables: Variables, state: DecodeState) -> DecodeState:
-    """One pass: mask groups 0..v ride along with candidates 0..v in the draft layers."""
-
-    def verify_and_draft(num_drafts: int, state: DecodeState) -> Any:
-        candidates = state.block.tokens[:, : num_drafts + 1]
-        both = program.apply(
-            variables,
-            "parallel_pass",
-            candidates,
-            state.length,
-            num_drafts + 1,
-            program.block_size,
-            state.cache,
-        )
-        verdict = _verify(program, variables, both.clean.hidden, state.block)
-        picked = verdict.num_accepted[:, None, None, None]
-        hidden = jnp.take_along_axis(both.groups, picked, axis=1)[:, 0]  # [B, n, E]
-        return _padded(both.clean.fresh, program.block_size), verdict, hidden
-
-    fresh, verdict, hidden = _by_verify_length(program, verify_and_draft, state)
-    stepped = _commit_and_emit(state, fresh, verdict)
-    block = next_block(program, variables, hidden, verdict.bonus, state.confidence_threshold)
-    return _keep_finished(state, dataclasses.replace(stepped, block=block))
-
-
-STEPS = {"ar": ar_step, "parallel": parallel_step, "sequential": sequential_step}
 
 
 def next_block(
@@ -147,9 +159,9 @@ def first_block(
     program: DecodeProgram, variables: Variables, state: DecodeState, bonus: jax.Array
 ) -> CandidateBlock:
     """The candidates behind a prompt that has just been committed."""
-    if program.schedule == "ar":
-        return dataclasses.replace(state.block, tokens=bonus[:, None])
-    hidden = program.apply(variables, "draft_pass", state.length, program.block_size, state.cache)
+    if not program.drafts:
+        return undrafted_block(state.block, bonus)
+    hidden = draft_group(program, variables, state)
     return next_block(program, variables, hidden, bonus, state.confidence_threshold)
 
 
@@ -194,6 +206,36 @@ def greedy_token(logits: jax.Array) -> jax.Array:
 
 
 def _verify(
+    program: DecodeProgram, variables: Variables, num_drafts: int, state: DecodeState
+) -> tuple[tuple[KeysValues, ...], Verdict, jax.Array]:
+    """The verify pass of the sequential schedule; it leaves the block's hidden states alone."""
+    candidates = state.block.tokens[:, : num_drafts + 1]
+    clean = program.apply(variables, "clean_pass", candidates, state.length, state.cache)
+    verdict = _judge(program, variables, clean.hidden, state.block)
+    return _padded(clean.fresh, program.block_size), verdict, state.block.hidden
+
+
+def _verify_and_draft(
+    program: DecodeProgram, variables: Variables, num_drafts: int, state: DecodeState
+) -> tuple[tuple[KeysValues, ...], Verdict, jax.Array]:
+    """The pass of the parallel schedule: mask groups 0..v ride along in the draft layers."""
+    candidates = state.block.tokens[:, : num_drafts + 1]
+    both = program.apply(
+        variables,
+        "parallel_pass",
+        candidates,
+        state.length,
+        num_drafts + 1,
+        program.block_size,
+        state.cache,
+    )
+    verdict = _judge(program, variables, both.clean.hidden, state.block)
+    picked = verdict.num_accepted[:, None, None, None]
+    hidden = jnp.take_along_axis(both.groups, picked, axis=1)[:, 0]  # [B, n, E]
+    return _padded(both.clean.fresh, program.block_size), verdict, hidden
+
+
+def _judge(
     program: DecodeProgram, variables: Variables, hidden: jax.Array, block: CandidateBlock
 ) -> Verdict:
     """The target's judgement on candidates whose hidden states are [B, C, E]."""
@@ -201,17 +243,18 @@ def _verify(
     return accept_greedy(predicted, block.tokens[:, : hidden.shape[1]], block.verify_length)
 
 
-def _by_verify_length(
-    program: DecodeProgram, step: Callable[[int, DecodeState], Any], state: DecodeState
+def _switch(
+    index: jax.Array,
+    cases: Sequence[Hashable],
+    branch: Callable[[Any, DecodeState], Any],
+    state: DecodeState,
 ) -> Any:
-    """Runs the static variant that holds the largest v of the rows that still decode.
-
-    A row's own v is not touched: what a larger variant computes beyond it is thrown away.
-    """
-    longest = jnp.max(jnp.where(state.active, state.block.verify_length, 0))
-    buckets = jnp.array(program.verify_buckets)
-    variants = [lambda s, v=v: step(v, s) for v in program.verify_buckets]
-    return jax.lax.switch(jnp.searchsorted(buckets, longest), variants, state)
+    """`branch(cases[index], state)`, each different case compiled once and a single one inlined."""
+    different = list(dict.fromkeys(cases))
+    if len(different) == 1:
+        return branch(different[0], state)
+    which = jnp.array([different.index(case) for case in cases])[index]
+    return jax.lax.switch(which, [lambda s, c=case: branch(c, s) for case in different], state)
 
 
 def _padded(fresh: tuple[KeysValues, ...], size: int) -> tuple[KeysValues, ...]:

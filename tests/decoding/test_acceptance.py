@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flexdraft_jax.decoding.acceptance import accept_greedy
 from flexdraft_jax.decoding.confidence import choose_verify_length, slot_confidence
-from flexdraft_jax.decoding.generate import bucket, verify_buckets
+from flexdraft_jax.decoding.generate import bucket, variants_of
 
 ROWS, SIZE = 3, 6
 
@@ -58,10 +58,11 @@ def test_slot_confidence_survives_large_logits():
 
 
 @given(st.integers(2, 64))
-def test_verify_buckets_end_at_all_drafts(block_size):
-    buckets = verify_buckets(block_size, False)
-    assert buckets[-1] == block_size - 1 and list(buckets) == sorted(set(buckets))
-    assert verify_buckets(block_size, True) == (block_size - 1,)
+def test_variants_end_at_all_drafts(block_size):
+    counts = [v.num_drafts for v in variants_of("parallel", block_size, False)]
+    assert counts[-1] == block_size - 1 and counts == sorted(set(counts))
+    (only,) = variants_of("parallel", block_size, True)
+    assert only.num_drafts == block_size - 1
 
 
 @given(st.integers(1, 10_000))

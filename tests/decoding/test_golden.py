@@ -59,8 +59,8 @@ def decode(pair, cases: list[dict], schedule: str, variants: str) -> fd.Generate
         *pair, requests, schedule, cases[0]["block_size"], cases[0]["pruning_strategy"], SIZES
     )
     if variants == "one":
-        largest = decoding.program.verify_buckets[-1:]
-        decoding.program = dataclasses.replace(decoding.program, verify_buckets=largest)
+        largest = decoding.program.variants[-1:]
+        decoding.program = dataclasses.replace(decoding.program, variants=largest)
     decoding.advance(10_000)
     return decoding.output()
 
