@@ -15,6 +15,7 @@ from flexdraft_jax.decoding.requests import (
     check_settings,
     integer,
 )
+from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.decoding.state import DecodeState, init_state
 from flexdraft_jax.decoding.steps import DecodeProgram, Variables, Variant
 from flexdraft_jax.models.draft import Draft
@@ -57,8 +58,16 @@ def generate(
     confidence_threshold: float = 0.01,
     pruning_strategy: str = "cumulative_product",
     stop_token_ids: Sequence[int] | None = None,
+    *,
+    temperature: float | Sequence[float] = 0.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
+    min_p: float | Sequence[float] = 0.0,
+    seed: int | Sequence[int] = 0,
+    row_ids: Sequence[int] | None = None,
+    sampling: str = "coupled",
 ) -> GenerateOutput:
-    """Decodes greedily; every schedule gives the tokens of plain decoding.
+    """Decodes; every schedule gives the tokens of plain decoding.
 
     Prompts of any lengths share a batch. The program is compiled once per bucket of lengths.
 
@@ -74,6 +83,16 @@ def generate(
         pruning_strategy: "cumulative_product" or "min_confidence".
         stop_token_ids: tokens that end a row; None stops at no token. `target.eos_token_ids` are
             the model's own.
+        temperature: 0 decodes greedily. This and the next four are one number, or one per row.
+        top_k: draw from this many most likely tokens; 0 is all of them.
+        top_p: draw from the fewest most likely tokens that have this probability together.
+        min_p: draw from tokens with at least this share of the largest probability.
+        seed: a row's random numbers depend on its seed and its row id alone.
+        row_ids: rows of one seed and different ids are independent; 0, 1, 2, ... if None.
+        sampling: how drafts are accepted at temperature > 0. "coupled": target and draft choose
+            with the same random numbers, and the tokens are those of plain decoding with that
+            seed. "rejection": a little more is accepted, the law of the tokens is that of plain
+            decoding, and the tokens themselves depend on the verify lengths.
 
     Raises:
         ValueError: an argument out of its range; it is named, with what would be right.
@@ -81,9 +100,21 @@ def generate(
     """
     check_models(target, draft)
     requests = check_requests(
-        target.config, prompts, max_new_tokens, confidence_threshold, stop_token_ids
+        target.config,
+        prompts,
+        max_new_tokens,
+        confidence_threshold,
+        stop_token_ids,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        row_ids=row_ids,
     )
-    decoding = start(target, draft, requests, schedule, block_size, pruning_strategy)
+    decoding = start(
+        target, draft, requests, schedule, block_size, pruning_strategy, sampling=sampling
+    )
     decoding.advance(_ALL_STEPS)
     return decoding.output()
 
@@ -99,6 +130,13 @@ def stream(
     pruning_strategy: str = "cumulative_product",
     stop_token_ids: Sequence[int] | None = None,
     *,
+    temperature: float | Sequence[float] = 0.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
+    min_p: float | Sequence[float] = 0.0,
+    seed: int | Sequence[int] = 0,
+    row_ids: Sequence[int] | None = None,
+    sampling: str = "coupled",
     steps_per_update: int = 1,
 ) -> Iterator[GenerateOutput]:
     """Like `generate`, but yields all that has been emitted every `steps_per_update` steps.
@@ -111,9 +149,21 @@ def stream(
         raise ValueError(f"steps_per_update={steps_per_update}: must be at least 1")
     check_models(target, draft)
     requests = check_requests(
-        target.config, prompts, max_new_tokens, confidence_threshold, stop_token_ids
+        target.config,
+        prompts,
+        max_new_tokens,
+        confidence_threshold,
+        stop_token_ids,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        row_ids=row_ids,
     )
-    decoding = start(target, draft, requests, schedule, block_size, pruning_strategy)
+    decoding = start(
+        target, draft, requests, schedule, block_size, pruning_strategy, sampling=sampling
+    )
     return decoding.updates(steps_per_update)
 
 
@@ -218,6 +268,7 @@ def start(
     block_size: int | None = None,
     pruning_strategy: str = "cumulative_product",
     sizes: Sizes | None = None,
+    sampling: str = "coupled",
 ) -> Decoding:
     """Compiles what isn't compiled yet and reads the prompts of checked requests.
 
@@ -230,16 +281,18 @@ def start(
         pruning_strategy: "cumulative_product" or "min_confidence".
         sizes: to compile for, where several calls are to share a program; else the smallest
             buckets that hold the requests.
+        sampling: "coupled" or "rejection".
 
     Raises:
         ValueError: settings that `check_settings` refuses.
     """
-    block_size = check_settings(target, draft, schedule, block_size, pruning_strategy)
+    block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
     draft = None if schedule == "ar" else draft
     program = DecodeProgram(
         model=flexdraft_model(target, draft),
         block_size=block_size,
         pruning_strategy=pruning_strategy,
+        sampling=sampling if any(r.temperature > 0 for r in requests) else "greedy",
         variants=variants_of(
             schedule, block_size, all(r.confidence_threshold == 0 for r in requests)
         ),
@@ -254,6 +307,7 @@ def start(
         budget=jnp.array([r.budget for r in requests], jnp.int32),
         stop_token_ids=_padded([r.stop_token_ids for r in requests], -1, num_stops),
         confidence_threshold=jnp.array([r.confidence_threshold for r in requests], jnp.float32),
+        sampling=row_sampling(requests),
         dtype=target.dtype,
     )
     variables = flexdraft_variables(target, draft)
@@ -261,6 +315,22 @@ def start(
     lengths = jnp.array([len(r.prompt) for r in requests], jnp.int32)
     state = prefill(program.for_prefill(), variables, state, tokens, lengths)
     return Decoding(program, variables, state)
+
+
+def row_sampling(requests: Sequence[Request]) -> RowSampling:
+    """The requests' fields as arrays, one entry per row."""
+
+    def column(field: str, dtype: type) -> jax.Array:
+        return jnp.asarray(np.array([getattr(r, field) for r in requests], dtype))
+
+    return RowSampling(
+        temperature=column("temperature", np.float32),
+        top_k=column("top_k", np.int32),
+        top_p=column("top_p", np.float32),
+        min_p=column("min_p", np.float32),
+        seed=column("seed", np.uint32),
+        row_id=column("row_id", np.uint32),
+    )
 
 
 def variants_of(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:

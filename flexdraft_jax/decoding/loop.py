@@ -13,8 +13,8 @@ from flexdraft_jax.decoding.steps import (
     Variables,
     emit,
     first_block,
-    greedy_token,
     step,
+    target_token,
 )
 from flexdraft_jax.models.cache import commit
 
@@ -37,8 +37,9 @@ def prefill(
         prompt_length: [B] tokens, at least 1.
     """
     clean = program.apply(variables, "clean_pass", prompts, state.length, state.cache)
-    last = jnp.take_along_axis(clean.hidden, (prompt_length - 1)[:, None, None], axis=1)[:, 0]
-    bonus = greedy_token(program.apply(variables, "target_logits", last))
+    last = jnp.take_along_axis(clean.hidden, (prompt_length - 1)[:, None, None], axis=1)
+    logits = program.apply(variables, "target_logits", last)  # [B, 1, V]
+    bonus = target_token(program, logits, state, prompt_length[:, None])[:, 0]
     state = dataclasses.replace(
         state,
         cache=commit(state.cache, clean.fresh, state.length, state.active),

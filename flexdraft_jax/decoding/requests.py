@@ -1,15 +1,17 @@
 """What a caller asks for, checked before anything is compiled."""
 
 import dataclasses
+import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.confidence import PRUNING_STRATEGIES
+from flexdraft_jax.decoding.sampling import SAMPLING_RULES
 from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.models.draft import Draft, check_draft_fits
 from flexdraft_jax.models.target import Target
@@ -24,12 +26,24 @@ class Request:
         budget: tokens to emit at most.
         confidence_threshold: drafts less sure than this are not verified; 0 verifies all.
         stop_token_ids: tokens that end the row, once emitted.
+        temperature: 0 decodes greedily; the fields below count for random rows alone.
+        top_k: most likely tokens that may be drawn; 0 is all of them.
+        top_p: draw from the fewest most likely tokens that have this probability together.
+        min_p: draw from tokens with at least this share of the largest probability.
+        seed: of the row's random numbers.
+        row_id: rows of one seed and different ids are independent.
     """
 
     prompt: tuple[int, ...]
     budget: int
     confidence_threshold: float = 0.01
     stop_token_ids: tuple[int, ...] = ()
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    row_id: int = 0
 
 
 def check_models(target: Target, draft: Draft | None) -> None:
@@ -46,14 +60,21 @@ def check_requests(
     max_new_tokens: int | Sequence[int],
     confidence_threshold: float,
     stop_token_ids: Sequence[int] | None,
+    *,
+    temperature: float | Sequence[float] = 0.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
+    min_p: float | Sequence[float] = 0.0,
+    seed: int | Sequence[int] = 0,
+    row_ids: Sequence[int] | None = None,
 ) -> list[Request]:
-    """One `Request` per prompt.
+    """One `Request` per prompt; the arguments are those of `generate`.
 
     Raises:
         ValueError: no prompts, an empty prompt, an id outside the vocabulary, a negative budget,
-            budgets that don't match the prompts, a row longer than the target's context, or a
-            threshold outside 0..1.
-        TypeError: something that should be an integer or a list of integers is neither.
+            a row longer than the target's context, a number out of its range, or a list with
+            another number of entries than there are prompts.
+        TypeError: something that should be a number or a list of them is neither.
     """
     if not _is_list(prompts):
         raise TypeError(f"prompts={prompts!r}: must be a list of lists of token ids")
@@ -63,7 +84,16 @@ def check_requests(
         raise TypeError(f"confidence_threshold={confidence_threshold!r}: must be a number")
     if not 0 <= confidence_threshold <= 1:  # false for nan as well
         raise ValueError(f"confidence_threshold={confidence_threshold}: must be between 0 and 1")
-    budgets = _budgets(max_new_tokens, len(prompts))
+    count = len(prompts)
+    budgets = _integers("max_new_tokens", max_new_tokens, count)
+    temperatures = _numbers("temperature", temperature, count, "0 or more", lambda x: x >= 0)
+    top_ks = _integers("top_k", top_k, count)
+    top_ps = _numbers("top_p", top_p, count, "above 0 and at most 1", lambda x: 0 < x <= 1)
+    min_ps = _numbers("min_p", min_p, count, "between 0 and 1", lambda x: 0 <= x <= 1)
+    seeds = _integers("seed", seed, count, _LARGEST_SEED)
+    row_ids = _integers(
+        "row_ids", range(count) if row_ids is None else row_ids, count, _LARGEST_SEED
+    )
     stop_token_ids = () if stop_token_ids is None else stop_token_ids
     if not _is_list(stop_token_ids):
         raise TypeError(f"stop_token_ids={stop_token_ids!r}: must be None or a list of token ids")
@@ -71,7 +101,9 @@ def check_requests(
         _token(config, f"stop_token_ids[{i}]", token) for i, token in enumerate(stop_token_ids)
     )
     requests = []
-    for row, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
+    drawn = zip(temperatures, top_ks, top_ps, min_ps, seeds, row_ids, strict=True)
+    rows = zip(prompts, budgets, drawn, strict=True)
+    for row, (prompt, budget, sampling) in enumerate(rows):
         if not _is_list(prompt):
             raise TypeError(f"prompts[{row}]={prompt!r}: must be a list of token ids")
         if len(prompt) == 0:
@@ -83,7 +115,7 @@ def check_requests(
                 f"they must be at most the target's max_position_embeddings={limit}"
             )
         ids = (_token(config, f"prompts[{row}][{i}]", token) for i, token in enumerate(prompt))
-        requests.append(Request(tuple(ids), budget, float(confidence_threshold), stops))
+        requests.append(Request(tuple(ids), budget, float(confidence_threshold), stops, *sampling))
     return requests
 
 
@@ -93,6 +125,7 @@ def check_settings(
     schedule: str,
     block_size: int | None,
     pruning_strategy: str,
+    sampling: str = "coupled",
 ) -> int:
     """The block size to decode with: 1 for "ar", else what was asked for or the draft's own.
 
@@ -103,6 +136,7 @@ def check_settings(
     """
     _one_of("schedule", schedule, SCHEDULES)
     _one_of("pruning_strategy", pruning_strategy, PRUNING_STRATEGIES)
+    _one_of("sampling", sampling, SAMPLING_RULES)
     if block_size is not None:
         block_size = integer("block_size", block_size)
         if block_size < 2:
@@ -130,20 +164,50 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
     return draft.config.block_size if block_size is None else block_size
 
 
-def _budgets(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
-    if _is_list(max_new_tokens):
-        budgets = [integer(f"max_new_tokens[{i}]", x) for i, x in enumerate(max_new_tokens)]
-        if len(budgets) != num_rows:
-            raise ValueError(
-                f"max_new_tokens has {len(budgets)} entries: must be one integer, or one for each "
-                f"of the {num_rows} prompts"
-            )
-    else:
-        budgets = [integer("max_new_tokens", max_new_tokens)] * num_rows
-    for row, budget in enumerate(budgets):
-        if budget < 0:
-            raise ValueError(f"max_new_tokens={budget} (row {row}): must be 0 or more")
-    return budgets
+# Keys of random streams are made of 32-bit numbers.
+_LARGEST_SEED = 2**32 - 1
+
+
+def _integers(
+    field: str, value: int | Sequence[int], count: int, largest: int = 2**31 - 1
+) -> list[int]:
+    """One integer of 0..`largest` for each of `count` rows."""
+    found = [integer(name, x) for name, x in _per_row(field, value, count)]
+    for row, number in enumerate(found):
+        if not 0 <= number <= largest:
+            right = "0 or more" if number < 0 else f"at most {largest}"
+            raise ValueError(f"{field}={number} (row {row}): must be {right}")
+    return found
+
+
+def _numbers(
+    field: str,
+    value: float | Sequence[float],
+    count: int,
+    right: str,
+    is_right: Callable[[float], bool],
+) -> list[float]:
+    """One finite number for each of `count` rows."""
+    found = []
+    for name, x in _per_row(field, value, count):
+        if isinstance(x, bool) or not isinstance(x, numbers.Real):
+            raise TypeError(f"{name}={x!r}: must be a number")
+        if not (math.isfinite(x) and is_right(float(x))):
+            raise ValueError(f"{name}={x}: must be {right}")
+        found.append(float(x))
+    return found
+
+
+def _per_row(field: str, value: Any, count: int) -> list[tuple[str, Any]]:
+    """A name and a value for each row, from one value for all or a list of them."""
+    if not _is_list(value):
+        return [(field, value)] * count
+    if len(value) != count:
+        raise ValueError(
+            f"{field} has {len(value)} entries: must be one number, or one for each of the "
+            f"{count} prompts"
+        )
+    return [(f"{field}[{row}]", x) for row, x in enumerate(value)]
 
 
 def _token(config: TargetConfig, field: str, token: Any) -> int:

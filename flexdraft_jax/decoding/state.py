@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.models.cache import Cache, init_cache
 from flexdraft_jax.parallel.axes import array_field
 
@@ -43,6 +44,7 @@ class DecodeState:
         budget: [B] int32, how many there may be.
         stop_token_ids: [B, M] int32, tokens that end the row; -1 is none.
         confidence_threshold: [B] float32, for the choice of v; 0 verifies every draft.
+        sampling: how each row's tokens are drawn.
         finish_reason: [B] int32, RUNNING, STOP or LENGTH. A row that is not running is frozen.
         num_steps: [B] int32, steps the row took part in.
         acceptance_lengths: [B, O] int32, a + 1 of each of them.
@@ -51,6 +53,7 @@ class DecodeState:
 
     cache: Cache
     block: CandidateBlock
+    sampling: RowSampling
     length: jax.Array = array_field("batch")
     tokens: jax.Array = array_field("batch", "output")
     num_emitted: jax.Array = array_field("batch")
@@ -77,6 +80,7 @@ def init_state(
     budget: jax.Array,
     stop_token_ids: jax.Array,
     confidence_threshold: jax.Array,
+    sampling: RowSampling,
     dtype: DTypeLike,
 ) -> DecodeState:
     """A batch before prefill. A row with budget 0 is finished from the start.
@@ -89,6 +93,7 @@ def init_state(
         budget: [B] tokens to emit at most.
         stop_token_ids: [B, M], padded with -1.
         confidence_threshold: [B].
+        sampling: of the B rows.
         dtype: of the cache and hidden states.
     """
     batch = budget.shape[0]
@@ -109,6 +114,7 @@ def init_state(
         budget=budget,
         stop_token_ids=stop_token_ids,
         confidence_threshold=confidence_threshold,
+        sampling=sampling,
         finish_reason=jnp.where(budget > 0, RUNNING, LENGTH).astype(jnp.int32),
         num_steps=zeros(),
         acceptance_lengths=zeros(output_size),

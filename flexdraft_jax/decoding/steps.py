@@ -20,8 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flexdraft_jax.decoding.acceptance import Verdict, accept_greedy
+from flexdraft_jax.decoding.acceptance import Verdict, accept_by_rejection, accept_matching
 from flexdraft_jax.decoding.confidence import choose_verify_length, slot_confidence
+from flexdraft_jax.decoding.sampling import Purpose, draw_token, greedy_token, probabilities
 from flexdraft_jax.decoding.state import LENGTH, RUNNING, STOP, CandidateBlock, DecodeState
 from flexdraft_jax.models.cache import KeysValues, commit
 from flexdraft_jax.models.flexdraft import FlexDraft
@@ -52,12 +53,14 @@ class DecodeProgram:
         model: target and draft modules.
         block_size: n; 1 where nothing is drafted.
         pruning_strategy: how confidence becomes a verify length.
+        sampling: "greedy" where every row has temperature 0; else "coupled" or "rejection".
         variants: the steps to choose from, by ascending number of drafts.
     """
 
     model: FlexDraft
     block_size: int
     pruning_strategy: str
+    sampling: str
     variants: tuple[Variant, ...]
 
     def apply(self, variables: Variables, method: str, *args: Any) -> Any:
@@ -98,7 +101,7 @@ def step(program: DecodeProgram, variables: Variables, state: DecodeState) -> De
         slots = hidden
         if schedule == "sequential":
             slots = draft_group(program, variables, state)
-        return next_block(program, variables, slots, verdict.bonus, state.confidence_threshold)
+        return next_block(program, variables, state, slots, verdict.bonus)
 
     block = _switch(index, [v.schedule for v in program.variants], draft, stepped)
     return _keep_finished(state, dataclasses.replace(stepped, block=block))
@@ -130,26 +133,32 @@ def undrafted_block(block: CandidateBlock, bonus: jax.Array) -> CandidateBlock:
 def next_block(
     program: DecodeProgram,
     variables: Variables,
+    state: DecodeState,
     hidden: jax.Array,
     bonus: jax.Array,
-    confidence_threshold: jax.Array,
 ) -> CandidateBlock:
     """Calibrates a mask group with its bonus and reads the next candidates from it.
 
     Args:
         program: the compiled choices.
         variables: target and draft parameters.
+        state: in which the bonus is to stand at position `length`.
         hidden: [B, n, E] final-normed hidden states of the group.
         bonus: [B] the token at the group's first position.
-        confidence_threshold: [B].
     """
-    logits = program.apply(variables, "draft_logits", hidden[:, 1:], bonus[:, None])
-    # A draft may be any token, but it must be one.
-    drafts = jnp.minimum(greedy_token(logits), logits.shape[-1] - 1)  # [B, n - 1]
+    logits = _draft_logits(program, variables, hidden[:, 1:], bonus)
+    if program.sampling == "greedy":
+        drafts = greedy_token(logits)  # [B, n - 1]
+    else:
+        positions = state.length[:, None] + 1 + jnp.arange(logits.shape[1])
+        # Drafts with the target's own noise are the likelier to be its choice.
+        purpose = Purpose.TOKEN if program.sampling == "coupled" else Purpose.DRAFT
+        drafts = draw_token(logits, state.sampling, positions, purpose)
     return CandidateBlock(
         tokens=jnp.concatenate([bonus[:, None], drafts], axis=1),
+        # From distributions alone, never from the drafts: rejection would be biased otherwise.
         verify_length=choose_verify_length(
-            slot_confidence(logits), confidence_threshold, program.pruning_strategy
+            slot_confidence(logits), state.confidence_threshold, program.pruning_strategy
         ),
         hidden=hidden,
     )
@@ -162,7 +171,7 @@ def first_block(
     if not program.drafts:
         return undrafted_block(state.block, bonus)
     hidden = draft_group(program, variables, state)
-    return next_block(program, variables, hidden, bonus, state.confidence_threshold)
+    return next_block(program, variables, state, hidden, bonus)
 
 
 def emit(state: DecodeState, verdict: Verdict) -> DecodeState:
@@ -194,15 +203,13 @@ def emit(state: DecodeState, verdict: Verdict) -> DecodeState:
     )
 
 
-def greedy_token(logits: jax.Array) -> jax.Array:
-    """The first largest entry: [..., V] -> [...] int32; V, which is no token, where one is NaN.
-
-    Two plain reductions vectorise where `argmax`, a reduction over pairs, does not: on a CPU they
-    take a ninth of its time at 8 x 2048.
-    """
-    size = logits.shape[-1]
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(logits == top, jnp.arange(size), size), axis=-1).astype(jnp.int32)
+def target_token(
+    program: DecodeProgram, logits: jax.Array, state: DecodeState, positions: jax.Array
+) -> jax.Array:
+    """The target's choice for each of the positions [B, C]: [B, C, V] -> [B, C]."""
+    if program.sampling == "greedy":
+        return greedy_token(logits)
+    return draw_token(logits, state.sampling, positions, Purpose.TOKEN)
 
 
 def _verify(
@@ -211,7 +218,7 @@ def _verify(
     """The verify pass of the sequential schedule; it leaves the block's hidden states alone."""
     candidates = state.block.tokens[:, : num_drafts + 1]
     clean = program.apply(variables, "clean_pass", candidates, state.length, state.cache)
-    verdict = _judge(program, variables, clean.hidden, state.block)
+    verdict = _judge(program, variables, clean.hidden, state)
     return _padded(clean.fresh, program.block_size), verdict, state.block.hidden
 
 
@@ -229,18 +236,42 @@ def _verify_and_draft(
         program.block_size,
         state.cache,
     )
-    verdict = _judge(program, variables, both.clean.hidden, state.block)
+    verdict = _judge(program, variables, both.clean.hidden, state)
     picked = verdict.num_accepted[:, None, None, None]
     hidden = jnp.take_along_axis(both.groups, picked, axis=1)[:, 0]  # [B, n, E]
     return _padded(both.clean.fresh, program.block_size), verdict, hidden
 
 
 def _judge(
-    program: DecodeProgram, variables: Variables, hidden: jax.Array, block: CandidateBlock
+    program: DecodeProgram, variables: Variables, hidden: jax.Array, state: DecodeState
 ) -> Verdict:
     """The target's judgement on candidates whose hidden states are [B, C, E]."""
-    predicted = greedy_token(program.apply(variables, "target_logits", hidden))
-    return accept_greedy(predicted, block.tokens[:, : hidden.shape[1]], block.verify_length)
+    block, num_candidates = state.block, hidden.shape[1]
+    logits = program.apply(variables, "target_logits", hidden)
+    candidates = block.tokens[:, :num_candidates]
+    positions = state.length[:, None] + 1 + jnp.arange(num_candidates)
+    if program.sampling != "rejection":
+        predicted = target_token(program, logits, state, positions)
+        return accept_matching(predicted, candidates, block.verify_length)
+    bonus = candidates[:, 0]
+    drafted = _draft_logits(program, variables, block.hidden[:, 1:num_candidates], bonus)
+    return accept_by_rejection(
+        probabilities(logits, state.sampling),
+        probabilities(drafted, state.sampling),
+        candidates,
+        block.verify_length,
+        state.sampling,
+        positions,
+    )
+
+
+def _draft_logits(
+    program: DecodeProgram, variables: Variables, hidden: jax.Array, bonus: jax.Array
+) -> jax.Array:
+    """Calibrated logits [B, C, V] of mask slots [B, C, E] behind each row's bonus."""
+    logits = program.apply(variables, "draft_logits", hidden, bonus[:, None])
+    # A draft may be any token, but it must be one: NaN has none.
+    return jnp.where(jnp.isnan(logits), 0.0, logits)
 
 
 def _switch(

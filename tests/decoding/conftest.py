@@ -28,6 +28,7 @@ CONFIG = fd.TargetConfig(
 )
 SIZES = Sizes(prompt=16, output=48, slots=64)
 BLOCK_SIZE = 5
+ROW_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed", "row_ids")
 
 
 def noisy(params, scale: float, seed: int):
@@ -83,7 +84,8 @@ def begin(target: fd.Target) -> Callable[..., Decoding]:
     def begin(
         draft, prompts, max_new_tokens, schedule, threshold=0.3, stops=None, using=target, **kwargs
     ):
-        requests = check_requests(target.config, prompts, max_new_tokens, threshold, stops)
+        rows = {name: kwargs.pop(name) for name in tuple(kwargs) if name in ROW_SETTINGS}
+        requests = check_requests(target.config, prompts, max_new_tokens, threshold, stops, **rows)
         return start(using, draft, requests, schedule, **{"sizes": SIZES, **kwargs})
 
     return begin

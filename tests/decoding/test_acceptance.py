@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexdraft_jax.decoding.acceptance import accept_greedy
+from flexdraft_jax.decoding.acceptance import accept_matching
 from flexdraft_jax.decoding.confidence import choose_verify_length, slot_confidence
 from flexdraft_jax.decoding.generate import bucket, variants_of
 
@@ -20,8 +20,8 @@ def arrays(low: int, high: int, *shape: int):
 
 @settings(deadline=None)
 @given(arrays(0, 2, ROWS, SIZE), arrays(0, 2, ROWS, SIZE), arrays(0, SIZE - 1, ROWS))
-def test_accept_greedy(predicted, candidates, verify_length):
-    verdict = accept_greedy(*map(jnp.asarray, (predicted, candidates, verify_length)))
+def test_accept_matching(predicted, candidates, verify_length):
+    verdict = accept_matching(*map(jnp.asarray, (predicted, candidates, verify_length)))
     for row in range(ROWS):
         a = 0
         while a < verify_length[row] and predicted[row, a] == candidates[row, a + 1]:
