@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from flexdraft_jax.decoding.sampling import SAMPLING_RULES
 from flexdraft_jax.evaluation.generation import (
     GenerationSettings,
     answer_live,
@@ -48,6 +49,30 @@ _CONFIDENCE_THRESHOLD = flags.DEFINE_float(
     _DEFAULT.confidence_threshold,
     "Drafts less sure than this are not verified; 0 verifies all.",
 )
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", _DEFAULT.temperature, "0 takes the most likely token each time."
+)
+_TOP_K = flags.DEFINE_integer(
+    "top_k", _DEFAULT.top_k, "Draw from this many most likely tokens; 0 is all of them."
+)
+_TOP_P = flags.DEFINE_float(
+    "top_p",
+    _DEFAULT.top_p,
+    "Draw from the fewest most likely tokens that have this probability together.",
+)
+_MIN_P = flags.DEFINE_float(
+    "min_p",
+    _DEFAULT.min_p,
+    "Draw from tokens with at least this share of the largest probability.",
+)
+_SEED = flags.DEFINE_integer("seed", _DEFAULT.seed, "Of the random numbers.")
+_SAMPLING = flags.DEFINE_enum(
+    "sampling",
+    _DEFAULT.sampling,
+    list(SAMPLING_RULES),
+    "How drafts are accepted at temperature > 0: coupled gives the tokens of plain decoding with "
+    "the same seed, rejection tokens of the same law, a little faster.",
+)
 _COMPARE = flags.DEFINE_bool("compare", False, "Decode plainly too, and compare tokens and speed.")
 _HIGHLIGHT = flags.DEFINE_bool("highlight", False, "Mark accepted drafts in the text.")
 
@@ -57,11 +82,25 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     settings = GenerationSettings(
-        _MAX_NEW_TOKENS.value, _SCHEDULE.value, _BLOCK_SIZE.value, _CONFIDENCE_THRESHOLD.value
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        schedule=_SCHEDULE.value,
+        block_size=_BLOCK_SIZE.value,
+        confidence_threshold=_CONFIDENCE_THRESHOLD.value,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+        min_p=_MIN_P.value,
+        seed=_SEED.value,
+        sampling=_SAMPLING.value,
     )
     with bad_input_exits():
         if _COMPARE.value and _SCHEDULE.value == "ar":
             raise ValueError("--compare needs another schedule than ar, which is plain decoding")
+        if _COMPARE.value and settings.temperature > 0 and settings.sampling == "rejection":
+            raise ValueError(
+                "--compare needs --sampling=coupled: rejection gives tokens of the same law as "
+                "plain decoding, and not the same tokens"
+            )
         text = _read_prompt() if _PROMPT.value is None else _PROMPT.value
         models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
         prompt = encode_prompt(models, text, raw=_RAW.value)

@@ -90,10 +90,14 @@ def uniform(sampling: RowSampling, positions: jax.Array, purpose: Purpose) -> ja
 
 
 def probabilities(logits: jax.Array, sampling: RowSampling) -> jax.Array:
-    """The warped distributions themselves, [B, C, V]; at temperature 0 all on the largest logit."""
+    """The warped distributions themselves, [B, C, V]; at temperature 0 all on the largest logit.
+
+    NaN for every token where a logit is NaN.
+    """
     largest = jax.nn.one_hot(greedy_token(logits), logits.shape[-1])
     warped = jax.nn.softmax(warp(logits, sampling), axis=-1)
-    return jnp.where(_per_row(sampling.temperature, logits) > 0, warped, largest)
+    random = _per_row(sampling.temperature, logits) > 0
+    return jnp.where(random | jnp.isnan(warped), warped, largest)
 
 
 def warp(logits: jax.Array, sampling: RowSampling) -> jax.Array:
@@ -104,14 +108,18 @@ def warp(logits: jax.Array, sampling: RowSampling) -> jax.Array:
     Args:
         logits: [B, C, V].
         sampling: of the B rows; a row with temperature 0 is treated as one with 1.
+
+    Returns:
+        [B, C, V], at most 0; NaN for every token where a logit is NaN.
     """
     temperature = _per_row(sampling.temperature, logits)
+    # The largest becomes 0, so that no temperature, however low, makes logits overflow.
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
     # Filters cost several passes over the vocabulary, so a batch that wants none pays for none.
     logits = jax.lax.cond(jnp.any(sampling.top_k > 0), _keep_top_k, _as_is, logits, sampling.top_k)
     logits = jax.lax.cond(jnp.any(sampling.top_p < 1), _keep_top_p, _as_is, logits, sampling.top_p)
-    least = jnp.log(_per_row(sampling.min_p, logits)) + jnp.max(logits, axis=-1, keepdims=True)
-    return _drop_below(logits, least)
+    return _drop_below(logits, jnp.log(_per_row(sampling.min_p, logits)))
 
 
 def _keep_top_k(logits: jax.Array, top_k: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -76,10 +76,9 @@ def schedule_method(
     draft: Draft | None,
     schedule: str,
     *,
-    max_new_tokens: int,
     block_size: int | None = None,
     confidence_threshold: float = 0.0,
-    stop_token_ids: Sequence[int] | None = None,
+    **arguments: Any,
 ) -> Method:
     """One of our schedules; the arguments are those of `generate`."""
 
@@ -88,11 +87,10 @@ def schedule_method(
             target,
             draft,
             prompts,
-            max_new_tokens=max_new_tokens,
             schedule=schedule,
             block_size=block_size,
             confidence_threshold=confidence_threshold,
-            stop_token_ids=stop_token_ids,
+            **arguments,
         )
         return out.tokens, out.acceptance_lengths
 

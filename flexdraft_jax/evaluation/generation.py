@@ -23,12 +23,24 @@ class GenerationSettings:
         schedule: "ar", "parallel" or "sequential".
         block_size: n; the draft's own if None.
         confidence_threshold: 0 verifies every draft.
+        temperature: 0 decodes greedily; the fields below count for a higher one alone.
+        top_k: most likely tokens that may be drawn; 0 is all of them.
+        top_p: draw from the fewest most likely tokens that have this probability together.
+        min_p: draw from tokens with at least this share of the largest probability.
+        seed: of the random numbers.
+        sampling: "coupled" or "rejection".
     """
 
     max_new_tokens: int = 248
     schedule: str = "sequential"
     block_size: int | None = None
     confidence_threshold: float = 0.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    sampling: str = "coupled"
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments."""
@@ -129,13 +141,12 @@ def compare_with_plain(
     Args:
         models: to decode with.
         prompt: token ids.
-        settings: how to decode; not "ar".
+        settings: how to decode; not "ar", nor by rejection at temperature > 0.
         repeats: of both, in turn.
     """
     arguments = settings.arguments() | {"stop_token_ids": models.target.eos_token_ids}
-    plain = {name: arguments[name] for name in ("max_new_tokens", "stop_token_ids")}
     methods = [
-        schedule_method(models.target, None, "ar", **plain),
+        schedule_method(models.target, None, **arguments | {"schedule": "ar"}),
         schedule_method(models.target, models.draft, **arguments),
     ]
     rows = measure_decoding(methods, [prompt], domain="prompt", batch_size=1, repeats=repeats)

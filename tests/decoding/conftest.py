@@ -67,6 +67,32 @@ def foreign_draft(draft: fd.Draft) -> fd.Draft:
 
 
 @pytest.fixture(scope="session")
+def five_tokens() -> tuple[fd.Target, fd.Draft, fd.Draft]:
+    """A smaller target of five tokens, a draft of its kind, and a foreign one (n = 4)."""
+    config = dataclasses.replace(
+        CONFIG,
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=16,
+        num_layers=2,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        layer_windows=(None, None),
+    )
+    target = fd.init_target(config, jax.random.key(0))
+    target = dataclasses.replace(target, params=noisy(target.params, 0.2, seed=1))
+    draft = fd.init_draft(
+        target, num_draft_layers=1, block_size=4, calibration_rank=4, rng=jax.random.key(2)
+    )
+    good, foreign = (
+        dataclasses.replace(draft, params=noisy(draft.params, scale, seed=3))
+        for scale in (0.2, 1.0)
+    )
+    return target, good, foreign
+
+
+@pytest.fixture(scope="session")
 def prompts() -> list[list[int]]:
     """Eight prompts of different lengths, 1 and the whole bucket among them."""
     lengths = [1, 16, 3, 7, 12, 1, 9, 5]

@@ -36,6 +36,18 @@ def nothing_is_compiled():
         ({"confidence_threshold": float("nan")}, r"confidence_threshold=nan"),
         ({"stop_token_ids": [3, 61]}, r"stop_token_ids\[1\]=61"),
         ({"stop_token_ids": [-1]}, r"stop_token_ids\[0\]=-1"),
+        ({"temperature": -0.1}, r"temperature=-0.1: must be 0 or more"),
+        ({"temperature": [float("inf")]}, r"temperature\[0\]=inf: must be 0 or more"),
+        ({"temperature": [1.0, 1.0]}, r"temperature has 2 entries.*1 prompts"),
+        ({"top_k": -1}, r"top_k=-1 \(row 0\): must be 0 or more"),
+        ({"top_k": 2**31}, r"top_k=2147483648 \(row 0\): must be at most 2147483647"),
+        ({"top_p": 0}, r"top_p=0: must be above 0 and at most 1"),
+        ({"top_p": 1.1}, r"top_p=1.1: must be above 0 and at most 1"),
+        ({"min_p": float("nan")}, r"min_p=nan: must be between 0 and 1"),
+        ({"seed": 2**32}, r"seed=4294967296 .*at most 4294967295"),
+        ({"row_ids": [-1]}, r"row_ids=-1 \(row 0\): must be 0 or more"),
+        ({"row_ids": [1, 2]}, r"row_ids has 2 entries.*1 prompts"),
+        ({"sampling": "match"}, r"sampling='match'.*coupled, rejection"),
     ],
 )
 def test_value_errors(target, draft, arguments, message):
@@ -61,6 +73,12 @@ def test_value_errors(target, draft, arguments, message):
         ({"stop_token_ids": 3}, r"stop_token_ids=3.*list"),
         ({"stop_token_ids": ["a"]}, r"stop_token_ids\[0\]='a'"),
         ({"confidence_threshold": "high"}, r"confidence_threshold='high'"),
+        ({"temperature": "hot"}, r"temperature='hot': must be a number"),
+        ({"temperature": True}, r"temperature=True: must be a number"),
+        ({"top_k": 1.0}, r"top_k=1.0: must be an integer"),
+        ({"top_p": [None]}, r"top_p\[0\]=None: must be a number"),
+        ({"seed": 0.5}, r"seed=0.5: must be an integer"),
+        ({"row_ids": ["a"]}, r"row_ids\[0\]='a': must be an integer"),
     ],
 )
 def test_type_errors(target, draft, arguments, message):
@@ -76,6 +94,26 @@ def test_numpy_integers_are_integers(target, draft):
     assert request.budget == 4
     block_size = check_settings(target, draft, "parallel", np.int64(3), "min_confidence")
     assert type(block_size) is int
+
+
+def test_sampling_of_each_row(target):
+    requests = check_requests(
+        target.config,
+        [[1], [2]],
+        4,
+        0,
+        None,
+        temperature=np.array([0, 0.5]),
+        top_k=(3, 4),
+        top_p=0.5,
+        min_p=[0, 1],
+        seed=np.uint32(7),
+        row_ids=[5, 2**32 - 1],
+    )
+    drawn = [(r.temperature, r.top_k, r.top_p, r.min_p, r.seed, r.row_id) for r in requests]
+    assert drawn == [(0, 3, 0.5, 0, 7, 5), (0.5, 4, 0.5, 1, 7, 2**32 - 1)]
+    first, second = check_requests(target.config, [[1], [2]], 4, 0, None)
+    assert (first.row_id, second.row_id) == (0, 1) and first.temperature == 0
 
 
 def test_a_missing_draft(target):

@@ -1,5 +1,8 @@
 """At temperature > 0 the coupled rule gives the tokens of plain decoding with the same seed."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import pytest
 
 SCHEDULES = ("parallel", "sequential")
@@ -47,3 +50,12 @@ def test_rejection_is_repeatable_and_leaves_greedy_rows_alone(decode, draft, pro
     ]
     assert runs[0] == runs[1]
     assert runs[0].tokens[0] == plain[0] and runs[0].tokens[7] == plain[7]
+
+
+@pytest.mark.parametrize("sampling", ["coupled", "rejection"])
+def test_logits_that_are_nan_are_an_error_and_no_token(decode, target, draft, prompts, sampling):
+    scale = target.params["final_norm"]["scale"]
+    loud = {**target.params, "final_norm": {"scale": jnp.full_like(scale, 3e38)}}
+    using = dataclasses.replace(target, params=loud)
+    with pytest.raises(FloatingPointError, match="row 0: .* from token 0"):
+        decode(draft, prompts, 40, "sequential", 0.0, using=using, sampling=sampling, **SETTINGS)

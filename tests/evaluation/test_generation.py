@@ -1,5 +1,7 @@
 """One prompt, live."""
 
+import dataclasses
+
 import pytest
 
 import flexdraft_jax as fd
@@ -36,6 +38,25 @@ def test_pieces_make_the_text_that_generate_gives(models) -> None:
     assert text.startswith(shown) and len(text) - len(shown) <= 3
     assert pieces[0].step == 0 and pieces[0].origin is Origin.TARGET
     assert str(len(out.tokens[0])) in answer.describe()
+
+
+def test_every_setting_reaches_the_decoder(models) -> None:
+    random = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "seed": 5}
+    settings = dataclasses.replace(SETTINGS, sampling="rejection", **random)
+    prompt = encode_prompt(models, "hello")
+    answer = answer_live(models, prompt, settings, lambda piece: None)
+    out = fd.generate(
+        models.target,
+        models.draft,
+        [prompt],
+        max_new_tokens=24,
+        schedule="sequential",
+        confidence_threshold=0.0,
+        stop_token_ids=models.target.eos_token_ids,
+        sampling="rejection",
+        **random,
+    )
+    assert answer.output.tokens == out.tokens
 
 
 def test_comparison_says_whether_both_are_equal(models) -> None:

@@ -42,7 +42,8 @@ def test_generate_writes_the_text_and_nothing_else_to_stdout(
 
 
 def test_generate_compares_with_plain_decoding(run_script, capsys) -> None:
-    run_script("generate", "--prompt=hello", BUDGET, "--compare", "--schedule=parallel")
+    random = ["--temperature=0.8", "--top_k=50", "--top_p=0.95", "--min_p=0.01", "--seed=3"]
+    run_script("generate", "--prompt=hello", BUDGET, "--compare", "--schedule=parallel", *random)
     report = capsys.readouterr().err
     assert "Equal to plain decoding, token for token: yes" in report
     assert "parallel" in report and "speed-up" in report
@@ -53,7 +54,16 @@ def test_generate_compares_with_plain_decoding(run_script, capsys) -> None:
     [
         (["--prompt="], "prompt must not be empty"),
         (["--prompt=a", "--compare", "--schedule=ar"], "--compare needs another schedule"),
+        (
+            ["--prompt=a", "--compare", "--temperature=1", "--sampling=rejection"],
+            "--compare needs --sampling=coupled",
+        ),
         (["--prompt=a", "--block_size=1"], "block_size=1: must be at least 2"),
+        (["--prompt=a", "--temperature=-0.5"], "temperature=-0.5: must be 0 or more"),
+        (["--prompt=a", "--top_k=-1"], "top_k=-1 .*: must be 0 or more"),
+        (["--prompt=a", "--top_p=0"], "top_p=0.0: must be above 0 and at most 1"),
+        (["--prompt=a", "--min_p=2"], "min_p=2.0: must be between 0 and 1"),
+        (["--prompt=a", "--seed=-1"], "seed=-1 .*: must be 0 or more"),
         (["--prompt=a", "--max_new_tokens=5000"], "max_position_embeddings=1024"),
     ],
 )
@@ -88,6 +98,27 @@ def test_measure_tau_writes_a_report_per_domain(run_script, tmp_path, capsys) ->
         "code",
     ]
     assert "2 of 2" in capsys.readouterr().out
+
+
+def test_measure_acceptance_writes_a_line_per_domain_and_temperature(
+    run_script, tmp_path, capsys
+) -> None:
+    path, markdown = tmp_path / "acceptance.json", tmp_path / "acceptance.md"
+    run_script(
+        "measure_acceptance",
+        BUDGET,
+        "--num_prompts=2",
+        "--temperature=0.5",
+        f"--json={path}",
+        f"--markdown={markdown}",
+    )
+    rows = json.loads(path.read_text())
+    assert [(row["domain"], row["temperature"]) for row in rows] == [
+        ("word_problems", 0.5),
+        ("code", 0.5),
+    ]
+    assert markdown.read_text().count("| 0.5 |") == 2
+    assert "rejection" in capsys.readouterr().out
 
 
 def test_demo_ends_with_a_verdict(run_script, capsys) -> None:
