@@ -100,6 +100,17 @@ class TargetConfig:
                 f"the num_layers={self.num_layers} layers"
             )
 
+    @property
+    def attention_weights(self) -> int:
+        """Entries of a layer's four projections, biases not counted."""
+        heads = 2 * self.num_heads + 2 * self.num_kv_heads
+        return self.hidden_size * self.head_dim * heads
+
+    @property
+    def layer_weights(self) -> int:
+        """Entries of a layer's matrices."""
+        return self.attention_weights + 3 * self.hidden_size * self.intermediate_size
+
 
 _POSITIVE_TARGET_FIELDS = (
     "vocab_size",

@@ -2,10 +2,13 @@
 
     python infer/benchmark.py --json bench.json --markdown bench.md
     python infer/benchmark.py --random_target 10m --batch_sizes 1 --max_new_tokens 64
+    python infer/benchmark.py --random_target 100m --batch_sizes 1,2,4,8,16,32 \\
+        --forced_acceptance 0.8 --plot throughput.png
 
-The first decodes held-out prompts with the embedded default. The second needs no trained model:
+The first decodes held-out prompts with the embedded default. The others need no trained model:
 with random weights a step costs what its shapes cost; where PyTorch is installed, Hugging Face's
-own decoding of the same weights is a row of its table.
+own decoding of the same weights is a row of their table. Run infer/measure_steps.py first, on the
+same model and batch sizes: flex chooses by what it measures.
 """
 
 import json
@@ -20,6 +23,7 @@ from flexdraft_jax.evaluation.benchmark import (
     benchmark_models,
     benchmark_random,
 )
+from flexdraft_jax.evaluation.decode_speed import plot_throughput
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
 
@@ -58,9 +62,15 @@ _NUM_PROMPTS = flags.DEFINE_integer(
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."
 )
+_FORCED_ACCEPTANCE = flags.DEFINE_float(
+    "forced_acceptance",
+    None,
+    "Accept each draft of a random target with this probability, to time the schedules.",
+)
 _REPEATS = flags.DEFINE_integer("repeats", _DEFAULT.repeats, "Of every measurement, interleaved.")
 _JSON = flags.DEFINE_string("json", None, "Write everything measured to this file.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
+_PLOT = flags.DEFINE_string("plot", None, "Draw tokens/s by batch size to this file.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,8 +83,8 @@ def main(argv: Sequence[str]) -> None:
         console.print(line, style="dim", markup=False)
 
     with bad_input_exits():
-        check_output(_JSON.value)
-        check_output(_MARKDOWN.value)
+        for path in (_JSON.value, _MARKDOWN.value, _PLOT.value):
+            check_output(path)
         settings = BenchmarkSettings(
             schedules=tuple(_SCHEDULES.value),
             batch_sizes=tuple(map(int, _BATCH_SIZES.value)),
@@ -83,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
             num_prompts=_NUM_PROMPTS.value,
             max_new_tokens=_MAX_NEW_TOKENS.value,
             repeats=_REPEATS.value,
+            forced_acceptance=_FORCED_ACCEPTANCE.value,
         )
         if _RANDOM_TARGET.value:
             report = benchmark_random(_RANDOM_TARGET.value, settings, progress)
@@ -96,6 +107,8 @@ def main(argv: Sequence[str]) -> None:
     if _MARKDOWN.value:
         text = "\n".join(table.to_markdown() for table in report.tables())
         pathlib.Path(_MARKDOWN.value).write_text(text)
+    if _PLOT.value:
+        plot_throughput(report.decoding, _PLOT.value)
 
 
 if __name__ == "__main__":

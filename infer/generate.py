@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
+from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.generation import (
     GenerationSettings,
     answer_live,
@@ -37,9 +38,8 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 _SCHEDULE = flags.DEFINE_enum(
     "schedule",
     _DEFAULT.schedule,
-    ["ar", "parallel", "sequential"],
-    "Only the speed depends on it: ar is plain decoding, sequential suits CPUs and batches, "
-    "parallel suits accelerators at batch 1.",
+    list(SCHEDULES),
+    "Only the speed depends on it. flex chooses step by step, ar is plain decoding.",
 )
 _BLOCK_SIZE = flags.DEFINE_integer(
     "block_size", None, "Tokens of a candidate block; the draft's own if None."

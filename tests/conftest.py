@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+# Profiles of this machine would decide what the tests compile.
+os.environ["FLEXDRAFT_JAX_PROFILES"] = os.devnull
 # Before JAX is imported anywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from flexdraft_jax.data.chat import parse_template_kwargs
+from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 from flexdraft_jax.evaluation.tables import Table
@@ -25,7 +26,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write.", required=T
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Rows decoded together.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "Longest response, in tokens.")
 _SCHEDULE = flags.DEFINE_enum(
-    "schedule", None, ["ar", "parallel", "sequential"], "Chosen by batch size if left out."
+    "schedule", "flex", list(SCHEDULES), "Only the speed depends on it; flex chooses step by step."
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights.")
 _TEMPLATE_KWARGS = flags.DEFINE_string(

@@ -38,3 +38,19 @@ def choose_verify_length(
         running = jax.lax.cummin(confidence, axis=1)
     kept = jnp.sum(running >= threshold[:, None], axis=1, dtype=jnp.int32)
     return jnp.clip(kept, 1, confidence.shape[1])
+
+
+def survival_curve(confidence: jax.Array, verify_length: jax.Array) -> jax.Array:
+    """Probability, as confidence has it, that a draft and all before it are accepted.
+
+    Args:
+        confidence: [B, n - 1] of the drafts, in order.
+        verify_length: [B] v; drafts behind it will not be verified, and have 0.
+
+    Returns:
+        [B, n - 1]
+    """
+    running = jnp.cumprod(confidence, axis=1)
+    verified = jnp.arange(confidence.shape[1]) < verify_length[:, None]
+    # Infinite logits have a confidence of NaN, which is no promise.
+    return jnp.where(verified & (running > 0), running, 0.0)

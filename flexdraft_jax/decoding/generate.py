@@ -1,12 +1,21 @@
 """Lists of prompts in, lists of tokens out."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flexdraft_jax.decoding.costs import (
+    CostModel,
+    Profile,
+    Variant,
+    draft_buckets,
+    find_profile,
+    flex_variants,
+)
 from flexdraft_jax.decoding.loop import prefill, run
 from flexdraft_jax.decoding.requests import (
     Request,
@@ -17,7 +26,7 @@ from flexdraft_jax.decoding.requests import (
 )
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.decoding.state import DecodeState, init_state
-from flexdraft_jax.decoding.steps import DecodeProgram, Variables, Variant
+from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
 from flexdraft_jax.models.target import Target
@@ -53,7 +62,7 @@ def generate(
     draft: Draft | None,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int | Sequence[int] = 64,
-    schedule: str = "parallel",
+    schedule: str = "flex",
     block_size: int | None = None,
     confidence_threshold: float = 0.01,
     pruning_strategy: str = "cumulative_product",
@@ -66,6 +75,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     row_ids: Sequence[int] | None = None,
     sampling: str = "coupled",
+    profile: Profile | str | os.PathLike[str] | None = None,
 ) -> GenerateOutput:
     """Decodes; every schedule gives the tokens of plain decoding.
 
@@ -73,11 +83,12 @@ def generate(
 
     Args:
         target: the model.
-        draft: its trained draft; may be None for schedule "ar".
+        draft: its trained draft; None decodes plainly.
         prompts: B lists of token ids.
         max_new_tokens: an int, or one per row. 0 gives no tokens.
-        schedule: "ar" (plain), "parallel" (draft and verify in one pass) or "sequential" (two
-            passes). Only the speed depends on it.
+        schedule: "flex" chooses by cost and confidence, step by step, and needs no help. "ar" is
+            plain decoding; "parallel" drafts and verifies in one pass, always; "sequential" in
+            two. Only the speed depends on it.
         block_size: n, tokens of a candidate block; the draft's own if None.
         confidence_threshold: drafts less sure than this are not verified; 0 verifies all.
         pruning_strategy: "cumulative_product" or "min_confidence".
@@ -93,6 +104,8 @@ def generate(
             with the same random numbers, and the tokens are those of plain decoding with that
             seed. "rejection": a little more is accepted, the law of the tokens is that of plain
             decoding, and the tokens themselves depend on the verify lengths.
+        profile: measured costs of steps for "flex", or a file of them. None takes the one that
+            `infer/measure_steps.py` has written for this model and device, or estimates.
 
     Raises:
         ValueError: an argument out of its range; it is named, with what would be right.
@@ -113,7 +126,14 @@ def generate(
         row_ids=row_ids,
     )
     decoding = start(
-        target, draft, requests, schedule, block_size, pruning_strategy, sampling=sampling
+        target,
+        draft,
+        requests,
+        schedule,
+        block_size,
+        pruning_strategy,
+        sampling=sampling,
+        profile=profile,
     )
     decoding.advance(_ALL_STEPS)
     return decoding.output()
@@ -124,7 +144,7 @@ def stream(
     draft: Draft | None,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int | Sequence[int] = 64,
-    schedule: str = "parallel",
+    schedule: str = "flex",
     block_size: int | None = None,
     confidence_threshold: float = 0.01,
     pruning_strategy: str = "cumulative_product",
@@ -137,6 +157,7 @@ def stream(
     seed: int | Sequence[int] = 0,
     row_ids: Sequence[int] | None = None,
     sampling: str = "coupled",
+    profile: Profile | str | os.PathLike[str] | None = None,
     steps_per_update: int = 1,
 ) -> Iterator[GenerateOutput]:
     """Like `generate`, but yields all that has been emitted every `steps_per_update` steps.
@@ -162,7 +183,14 @@ def stream(
         row_ids=row_ids,
     )
     decoding = start(
-        target, draft, requests, schedule, block_size, pruning_strategy, sampling=sampling
+        target,
+        draft,
+        requests,
+        schedule,
+        block_size,
+        pruning_strategy,
+        sampling=sampling,
+        profile=profile,
     )
     return decoding.updates(steps_per_update)
 
@@ -209,15 +237,25 @@ class Decoding:
         program: what is compiled.
         variables: target and draft parameters.
         state: donated to, and replaced by, every call.
+        cost_model: what flex chooses by; None where a fixed schedule leaves no choice.
     """
 
     program: DecodeProgram
     variables: Variables
     state: DecodeState
+    cost_model: CostModel | None = None
 
     def advance(self, max_steps: int) -> None:
         """Decodes for `max_steps` more, or until every row is finished."""
-        self.state = run(self.program, self.variables, self.state, jnp.int32(max_steps))
+        self.state = run(self.program, self.variables, self.state, jnp.int32(max_steps), self.costs)
+
+    @property
+    def costs(self) -> jax.Array | None:
+        """[variants] milliseconds of a step of each, at the state's sizes."""
+        if self.cost_model is None:
+            return None
+        costs = self.cost_model.at(len(self.state.length), self.state.cache.num_slots)
+        return jnp.array([costs.of(variant) for variant in self.program.variants], jnp.float32)
 
     def updates(self, steps_per_update: int) -> Iterator[GenerateOutput]:
         """All that has been emitted, after prefill and after every `steps_per_update` steps."""
@@ -269,35 +307,46 @@ def start(
     pruning_strategy: str = "cumulative_product",
     sizes: Sizes | None = None,
     sampling: str = "coupled",
+    profile: Profile | str | os.PathLike[str] | None = None,
+    forced_acceptance: float | None = None,
 ) -> Decoding:
     """Compiles what isn't compiled yet and reads the prompts of checked requests.
 
     Args:
         target: the model.
-        draft: its draft, or None for "ar".
+        draft: its draft, or None to decode plainly.
         requests: from `check_requests`, one per row.
-        schedule: "ar", "parallel" or "sequential".
+        schedule: as for `generate`.
         block_size: n; the draft's own if None.
         pruning_strategy: "cumulative_product" or "min_confidence".
         sizes: to compile for, where several calls are to share a program; else the smallest
             buckets that hold the requests.
         sampling: "coupled" or "rejection".
+        profile: as for `generate`.
+        forced_acceptance: for timing alone, see `DecodeProgram`.
 
     Raises:
-        ValueError: settings that `check_settings` refuses.
+        ValueError: settings that `check_settings` refuses, or a file that is no profile.
     """
     block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
     draft = None if schedule == "ar" else draft
+    sizes = sizes or sizes_for(requests, block_size)
+    cost_model = None
+    if schedule == "flex" and draft is not None:
+        measured = find_profile(target.config, draft.config, target.dtype, profile)
+        cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)
+        variants = flex_variants(cost_model.at(len(requests), sizes.slots))
+    else:
+        verify_all = all(r.confidence_threshold == 0 for r in requests)
+        variants = fixed_variants("ar" if draft is None else schedule, block_size, verify_all)
     program = DecodeProgram(
         model=flexdraft_model(target, draft),
         block_size=block_size,
         pruning_strategy=pruning_strategy,
         sampling=sampling if any(r.temperature > 0 for r in requests) else "greedy",
-        variants=variants_of(
-            schedule, block_size, all(r.confidence_threshold == 0 for r in requests)
-        ),
+        variants=variants,
+        forced_acceptance=forced_acceptance,
     )
-    sizes = sizes or sizes_for(requests, block_size)
     num_stops = bucket(max(len(r.stop_token_ids) for r in requests), smallest=4)
     state = init_state(
         target.config,
@@ -314,7 +363,7 @@ def start(
     tokens = _padded([r.prompt for r in requests], 0, sizes.prompt)
     lengths = jnp.array([len(r.prompt) for r in requests], jnp.int32)
     state = prefill(program.for_prefill(), variables, state, tokens, lengths)
-    return Decoding(program, variables, state)
+    return Decoding(program, variables, state, cost_model)
 
 
 def row_sampling(requests: Sequence[Request]) -> RowSampling:
@@ -333,16 +382,13 @@ def row_sampling(requests: Sequence[Request]) -> RowSampling:
     )
 
 
-def variants_of(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:
-    """The steps to compile, for 1, 3, 7, ... n - 1 drafts.
+def fixed_variants(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:
+    """The steps to compile where the schedule is given.
 
     Where every step verifies all n - 1 drafts (threshold 0), one variant is enough.
     """
-    largest = block_size - 1
-    if verify_all or largest == 0:
-        return (Variant(schedule, largest),)
-    doubling = [2**i - 1 for i in range(1, largest.bit_length() + 1) if 2**i - 1 < largest]
-    return tuple(Variant(schedule, num_drafts) for num_drafts in (*doubling, largest))
+    counts = (block_size - 1,) if verify_all else draft_buckets(block_size)
+    return tuple(Variant(schedule, num_drafts) for num_drafts in counts)
 
 
 def bucket(size: int, smallest: int = 32) -> int:

@@ -45,14 +45,18 @@ def prefill(
         cache=commit(state.cache, clean.fresh, state.length, state.active),
         length=prompt_length,
     )
-    block = first_block(program, variables, state, bonus)
+    state = first_block(program, variables, state, bonus)
     # The prompt's own token is the bonus of no step.
-    return emit(dataclasses.replace(state, block=block), Verdict(jnp.zeros_like(bonus), bonus))
+    return emit(state, Verdict(jnp.zeros_like(bonus), bonus))
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def run(
-    program: DecodeProgram, variables: Variables, state: DecodeState, max_steps: jax.Array
+    program: DecodeProgram,
+    variables: Variables,
+    state: DecodeState,
+    max_steps: jax.Array,
+    costs: jax.Array | None = None,
 ) -> DecodeState:
     """Decodes until every row is finished, `max_steps` are done, or a row's cache is full.
 
@@ -64,6 +68,8 @@ def run(
         variables: target and draft parameters.
         state: after `prefill`; donated.
         max_steps: scalar.
+        costs: [variants] of a step of each, by which flex chooses; None takes the smallest that
+            verifies all that is to be verified.
     """
 
     def cond_fn(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
@@ -73,6 +79,6 @@ def run(
 
     def body_fn(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         done, state = carry
-        return done + 1, step(program, variables, state)
+        return done + 1, step(program, variables, state, costs)
 
     return jax.lax.while_loop(cond_fn, body_fn, (jnp.int32(0), state))[1]

@@ -127,7 +127,7 @@ def check_settings(
     pruning_strategy: str,
     sampling: str = "coupled",
 ) -> int:
-    """The block size to decode with: 1 for "ar", else what was asked for or the draft's own.
+    """The block size to decode with: see `block_size_of`.
 
     Raises:
         ValueError: an unknown name, a missing draft, a draft for another target, or a block size
@@ -143,11 +143,11 @@ def check_settings(
             raise ValueError(
                 f"block_size={block_size}: must be at least 2 (one bonus and one draft)"
             )
-    if schedule != "ar":
-        if draft is None:
-            raise ValueError(
-                f'draft=None: schedule="{schedule}" needs one; only "ar" decodes without'
-            )
+    if draft is None and schedule not in ("ar", "flex"):
+        raise ValueError(
+            f'draft=None: schedule="{schedule}" needs one; only "ar" and "flex" decode without'
+        )
+    if draft is not None and schedule != "ar":
         check_draft_fits(draft, target.config)
         dtype = draft.params["mask_embedding"].dtype
         if dtype != target.dtype:
@@ -158,7 +158,7 @@ def check_settings(
 
 
 def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) -> int:
-    """n that a schedule decodes with: 1 for "ar", else what was asked for or the draft's own."""
+    """n to decode with: 1 for "ar" or without a draft, else what was asked for or the draft's."""
     if schedule == "ar" or draft is None:
         return 1
     return draft.config.block_size if block_size is None else block_size

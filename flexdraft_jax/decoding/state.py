@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.decoding.flex import Record, empty_record
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.models.cache import Cache, init_cache
 from flexdraft_jax.parallel.axes import array_field
@@ -22,12 +23,15 @@ class CandidateBlock:
         tokens: [B, n] int32, for positions length..length+n-1; slot 0 is the bonus, already
             emitted, the others are drafts.
         verify_length: [B] int32 v, how many of the drafts are verified; 0 verifies none.
+        survival: [B, n - 1] float32, probability by confidence that a draft and all before it are
+            accepted; 0 where none is verified.
         hidden: [B, n, E] final-normed hidden states that the drafts were read from: the draft's
             distribution in a form that stays small at any vocabulary. Slot 0's mean nothing.
     """
 
     tokens: jax.Array = array_field("batch", "block")
     verify_length: jax.Array = array_field("batch")
+    survival: jax.Array = array_field("batch", "block")
     hidden: jax.Array = array_field("batch", "block", "embed")
 
 
@@ -45,6 +49,7 @@ class DecodeState:
         stop_token_ids: [B, M] int32, tokens that end the row; -1 is none.
         confidence_threshold: [B] float32, for the choice of v; 0 verifies every draft.
         sampling: how each row's tokens are drawn.
+        record: what each row's drafts have been worth.
         finish_reason: [B] int32, RUNNING, STOP or LENGTH. A row that is not running is frozen.
         num_steps: [B] int32, steps the row took part in.
         acceptance_lengths: [B, O] int32, a + 1 of each of them.
@@ -54,6 +59,7 @@ class DecodeState:
     cache: Cache
     block: CandidateBlock
     sampling: RowSampling
+    record: Record
     length: jax.Array = array_field("batch")
     tokens: jax.Array = array_field("batch", "output")
     num_emitted: jax.Array = array_field("batch")
@@ -107,6 +113,7 @@ def init_state(
         block=CandidateBlock(
             tokens=zeros(block_size),
             verify_length=zeros(),
+            survival=jnp.zeros((batch, block_size - 1)),
             hidden=jnp.zeros((batch, block_size, config.hidden_size), dtype),
         ),
         tokens=zeros(output_size),
@@ -115,6 +122,7 @@ def init_state(
         stop_token_ids=stop_token_ids,
         confidence_threshold=confidence_threshold,
         sampling=sampling,
+        record=empty_record(batch, block_size),
         finish_reason=jnp.where(budget > 0, RUNNING, LENGTH).astype(jnp.int32),
         num_steps=zeros(),
         acceptance_lengths=zeros(output_size),

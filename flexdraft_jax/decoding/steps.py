@@ -21,28 +21,27 @@ import jax
 import jax.numpy as jnp
 
 from flexdraft_jax.decoding.acceptance import Verdict, accept_by_rejection, accept_matching
-from flexdraft_jax.decoding.confidence import choose_verify_length, slot_confidence
-from flexdraft_jax.decoding.sampling import Purpose, draw_token, greedy_token, probabilities
+from flexdraft_jax.decoding.confidence import (
+    choose_verify_length,
+    slot_confidence,
+    survival_curve,
+)
+from flexdraft_jax.decoding.costs import Variant
+from flexdraft_jax.decoding.flex import Record, choose_variant, note_block, note_verdict
+from flexdraft_jax.decoding.sampling import (
+    Purpose,
+    draw_token,
+    greedy_token,
+    probabilities,
+    uniform,
+)
 from flexdraft_jax.decoding.state import LENGTH, RUNNING, STOP, CandidateBlock, DecodeState
 from flexdraft_jax.models.cache import KeysValues, commit
 from flexdraft_jax.models.flexdraft import FlexDraft
 
 Variables = dict[str, Any]
 
-SCHEDULES = ("ar", "parallel", "sequential")
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A step of static shapes.
-
-    Attributes:
-        schedule: "ar" (drafts nothing), "parallel" or "sequential".
-        num_drafts: how many drafts it can verify, v + 1 candidates in all.
-    """
-
-    schedule: str
-    num_drafts: int
+SCHEDULES = ("ar", "parallel", "sequential", "flex")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +54,8 @@ class DecodeProgram:
         pruning_strategy: how confidence becomes a verify length.
         sampling: "greedy" where every row has temperature 0; else "coupled" or "rejection".
         variants: the steps to choose from, by ascending number of drafts.
+        forced_acceptance: for timing alone: each draft is accepted with this probability and is
+            that sure of itself, whatever the models say, and so the tokens mean nothing.
     """
 
     model: FlexDraft
@@ -62,6 +63,7 @@ class DecodeProgram:
     pruning_strategy: str
     sampling: str
     variants: tuple[Variant, ...]
+    forced_acceptance: float | None = None
 
     def apply(self, variables: Variables, method: str, *args: Any) -> Any:
         """Calls one of the model's passes."""
@@ -70,7 +72,7 @@ class DecodeProgram:
     @property
     def drafts(self) -> bool:
         """Whether any step drafts."""
-        return any(variant.schedule != "ar" for variant in self.variants)
+        return any(variant.drafts for variant in self.variants)
 
     def for_prefill(self) -> "DecodeProgram":
         """The choices that prefill depends on, so that schedules share its compilation."""
@@ -78,9 +80,26 @@ class DecodeProgram:
         return dataclasses.replace(self, variants=(variant,))
 
 
-def step(program: DecodeProgram, variables: Variables, state: DecodeState) -> DecodeState:
-    """One step of one of the program's variants, for all rows that still decode."""
-    index = choose_variant(program, state)
+def step(
+    program: DecodeProgram, variables: Variables, state: DecodeState, costs: jax.Array | None
+) -> DecodeState:
+    """One step of one of the program's variants, for all rows that still decode.
+
+    Args:
+        program: the compiled choices.
+        variables: target and draft parameters.
+        state: before the step.
+        costs: [variants] of each, by which flex chooses; None takes the smallest variant that
+            holds the largest v. What a larger one computes beyond a row's v is thrown away.
+    """
+    before = state
+    if costs is None:
+        index = _smallest_variant(program, state)
+    else:
+        index = choose_variant(
+            program.variants, costs, state.record, state.block.survival, state.active
+        )
+        state = _limit_verify_length(program, index, state)
 
     def verify(variant: Variant, state: DecodeState) -> Any:
         if variant.schedule == "parallel":
@@ -95,25 +114,17 @@ def step(program: DecodeProgram, variables: Variables, state: DecodeState) -> De
     fresh, verdict, hidden = _switch(index, passes, verify, state)
     stepped = _commit_and_emit(state, fresh, verdict)
 
-    def draft(schedule: str, state: DecodeState) -> CandidateBlock:
+    def draft(schedule: str, state: DecodeState) -> tuple[CandidateBlock, Record]:
         if schedule == "ar":
-            return undrafted_block(state.block, verdict.bonus)
+            return undrafted_block(state.block, verdict.bonus), state.record
         slots = hidden
         if schedule == "sequential":
             slots = draft_group(program, variables, state)
-        return next_block(program, variables, state, slots, verdict.bonus)
+        block = next_block(program, variables, state, slots, verdict.bonus)
+        return block, note_block(state.record, block.survival)
 
-    block = _switch(index, [v.schedule for v in program.variants], draft, stepped)
-    return _keep_finished(state, dataclasses.replace(stepped, block=block))
-
-
-def choose_variant(program: DecodeProgram, state: DecodeState) -> jax.Array:
-    """Index of the smallest variant that holds the largest v of the rows that still decode.
-
-    A row's own v is not touched: what a larger variant computes beyond it is thrown away.
-    """
-    longest = jnp.max(jnp.where(state.active, state.block.verify_length, 0))
-    return jnp.searchsorted(jnp.array([v.num_drafts for v in program.variants]), longest)
+    block, record = _switch(index, [v.schedule for v in program.variants], draft, stepped)
+    return _keep_finished(before, dataclasses.replace(stepped, block=block, record=record))
 
 
 def draft_group(program: DecodeProgram, variables: Variables, state: DecodeState) -> jax.Array:
@@ -127,6 +138,7 @@ def undrafted_block(block: CandidateBlock, bonus: jax.Array) -> CandidateBlock:
         block,
         tokens=block.tokens.at[:, 0].set(bonus),
         verify_length=jnp.zeros_like(block.verify_length),
+        survival=jnp.zeros_like(block.survival),
     )
 
 
@@ -154,24 +166,30 @@ def next_block(
         # Drafts with the target's own noise are the likelier to be its choice.
         purpose = Purpose.TOKEN if program.sampling == "coupled" else Purpose.DRAFT
         drafts = draw_token(logits, state.sampling, positions, purpose)
+    # From distributions alone, never from the drafts: rejection would be biased otherwise.
+    confidence = slot_confidence(logits)
+    if program.forced_acceptance is not None:
+        confidence = jnp.full_like(confidence, program.forced_acceptance)
+    verify_length = choose_verify_length(
+        confidence, state.confidence_threshold, program.pruning_strategy
+    )
     return CandidateBlock(
         tokens=jnp.concatenate([bonus[:, None], drafts], axis=1),
-        # From distributions alone, never from the drafts: rejection would be biased otherwise.
-        verify_length=choose_verify_length(
-            slot_confidence(logits), state.confidence_threshold, program.pruning_strategy
-        ),
+        verify_length=verify_length,
+        survival=survival_curve(confidence, verify_length),
         hidden=hidden,
     )
 
 
 def first_block(
     program: DecodeProgram, variables: Variables, state: DecodeState, bonus: jax.Array
-) -> CandidateBlock:
-    """The candidates behind a prompt that has just been committed."""
+) -> DecodeState:
+    """Drafts the candidates behind a prompt that has just been committed."""
     if not program.drafts:
-        return undrafted_block(state.block, bonus)
+        return dataclasses.replace(state, block=undrafted_block(state.block, bonus))
     hidden = draft_group(program, variables, state)
-    return next_block(program, variables, state, hidden, bonus)
+    block = next_block(program, variables, state, hidden, bonus)
+    return dataclasses.replace(state, block=block, record=note_block(state.record, block.survival))
 
 
 def emit(state: DecodeState, verdict: Verdict) -> DecodeState:
@@ -250,6 +268,11 @@ def _judge(
     logits = program.apply(variables, "target_logits", hidden)
     candidates = block.tokens[:, :num_candidates]
     positions = state.length[:, None] + 1 + jnp.arange(num_candidates)
+    if program.forced_acceptance is not None:
+        lucky = uniform(state.sampling, positions, Purpose.ACCEPT) < program.forced_acceptance
+        following = jnp.roll(candidates, -1, axis=1)
+        other = (following + 1) % program.model.config.vocab_size
+        return accept_matching(jnp.where(lucky, following, other), candidates, block.verify_length)
     if program.sampling != "rejection":
         predicted = target_token(program, logits, state, positions)
         return accept_matching(predicted, candidates, block.verify_length)
@@ -294,6 +317,23 @@ def _padded(fresh: tuple[KeysValues, ...], size: int) -> tuple[KeysValues, ...]:
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))), fresh)
 
 
+def _smallest_variant(program: DecodeProgram, state: DecodeState) -> jax.Array:
+    """Index of the smallest variant that holds the largest v of the rows that still decode."""
+    longest = jnp.max(jnp.where(state.active, state.block.verify_length, 0))
+    return jnp.searchsorted(jnp.array([v.num_drafts for v in program.variants]), longest)
+
+
+def _limit_verify_length(
+    program: DecodeProgram, index: jax.Array, state: DecodeState
+) -> DecodeState:
+    """No row verifies more drafts than the variant holds."""
+    largest = jnp.array([v.num_drafts for v in program.variants])[index]
+    verify_length = jnp.minimum(state.block.verify_length, largest)
+    return dataclasses.replace(
+        state, block=dataclasses.replace(state.block, verify_length=verify_length)
+    )
+
+
 def _commit_and_emit(
     state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict
 ) -> DecodeState:
@@ -314,26 +354,29 @@ def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict)
 
 
 def _log(state: DecodeState, verdict: Verdict) -> DecodeState:
-    """Counts the step and notes its a + 1 and v."""
+    """Counts the step and notes its a + 1 and v, and how good its drafts were."""
+    block = state.block
     rows = jnp.arange(state.length.shape[0])
     # A row that is finished writes behind the last entry, and mode="drop" discards it.
     entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])
     return dataclasses.replace(
         state,
         num_steps=state.num_steps + state.active,
+        record=note_verdict(
+            state.record, block.survival, block.verify_length, verdict.num_accepted
+        ),
         acceptance_lengths=state.acceptance_lengths.at[rows, entry].set(
             verdict.num_accepted + 1, mode="drop"
         ),
-        verify_lengths=state.verify_lengths.at[rows, entry].set(
-            state.block.verify_length, mode="drop"
-        ),
+        verify_lengths=state.verify_lengths.at[rows, entry].set(block.verify_length, mode="drop"),
     )
 
 
 def _keep_finished(before: DecodeState, after: DecodeState) -> DecodeState:
-    """Rows that were finished keep their block; the rest of them is frozen where it is written."""
+    """Rows that were finished keep block and record; what else they have is frozen on writing."""
 
     def keep(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(before.active.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    return dataclasses.replace(after, block=jax.tree.map(keep, before.block, after.block))
+    block, record = jax.tree.map(keep, (before.block, before.record), (after.block, after.record))
+    return dataclasses.replace(after, block=block, record=record)

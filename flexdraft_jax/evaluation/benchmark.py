@@ -1,6 +1,7 @@
 """The whole benchmark: step costs and tokens per second, as ratios in one run."""
 
 import dataclasses
+import itertools
 import os
 import platform
 import tempfile
@@ -13,7 +14,9 @@ import numpy as np
 from flexdraft_jax.checkpoints.hf import save_target
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.data.corpus import DOMAINS
+from flexdraft_jax.decoding.costs import find_profile
 from flexdraft_jax.evaluation.decode_speed import (
+    DECODE_COLUMNS,
     DecodeRow,
     Method,
     decode_table,
@@ -55,6 +58,18 @@ RANDOM_TARGETS = {
         qk_norm=True,
         tie_word_embeddings=True,
     ),
+    "100m": TargetConfig(
+        model_type="qwen3",
+        vocab_size=32768,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_layers=12,
+        num_heads=12,
+        num_kv_heads=4,
+        head_dim=64,
+        qk_norm=True,
+        tie_word_embeddings=True,
+    ),
 }
 _RANDOM_DRAFT_LAYERS = 2
 _RANDOM_CALIBRATION_RANK = 64
@@ -67,17 +82,20 @@ class BenchmarkSettings:
 
     Attributes:
         schedules: beside "ar", which is always measured: everything is relative to it.
-        batch_sizes: rows decoded together; each divides `num_prompts`.
+        batch_sizes: rows decoded together.
         block_sizes: n that step costs are measured at; decoding takes the first.
         confidence_threshold: of decoding; 0 verifies every draft. Step costs are those of n - 1.
-        num_prompts: of each domain.
+        num_prompts: of each domain; all batch sizes divide it. A random target has one batch.
         max_new_tokens: budget of each.
         num_slots: of the cache that step costs are measured with.
         num_steps: in one call of the compiled loop, for step costs.
         repeats: of every measurement, interleaved.
+        forced_acceptance: of random targets: each draft is accepted with this probability,
+            whatever the models say. Their drafts are worth nothing otherwise, and then only plain
+            decoding is measured in whole calls.
     """
 
-    schedules: tuple[str, ...] = ("parallel", "sequential")
+    schedules: tuple[str, ...] = ("parallel", "sequential", "flex")
     batch_sizes: tuple[int, ...] = (1, 8)
     block_sizes: tuple[int, ...] = (8, 4)
     confidence_threshold: float = 0.0
@@ -86,6 +104,7 @@ class BenchmarkSettings:
     num_slots: int = 256
     num_steps: int = 64
     repeats: int = 5
+    forced_acceptance: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("num_prompts", "max_new_tokens", "num_steps", "repeats"):
@@ -95,23 +114,23 @@ class BenchmarkSettings:
             if not getattr(self, field):
                 raise ValueError(f"{field} is empty: must name at least one")
         for schedule in self.schedules:
-            if schedule not in ("parallel", "sequential"):
-                raise ValueError(f"schedules: {schedule!r} must be parallel or sequential")
-        for size in self.batch_sizes:
-            if size < 1 or self.num_prompts % size:
+            if schedule not in ("parallel", "sequential", "flex"):
+                raise ValueError(f"schedules: {schedule!r} must be parallel, sequential or flex")
+        for field, smallest in (("batch_sizes", 1), ("block_sizes", 2)):
+            if min(getattr(self, field)) < smallest:
                 raise ValueError(
-                    f"batch_sizes: {size} must be at least 1 and divide "
-                    f"num_prompts={self.num_prompts}"
+                    f"{field}={getattr(self, field)}: must be at least {smallest} each"
                 )
-        if min(self.block_sizes) < 2:
-            raise ValueError(f"block_sizes={self.block_sizes}: must be at least 2 each")
+        if not (self.forced_acceptance is None or 0 <= self.forced_acceptance <= 1):
+            raise ValueError(f"forced_acceptance={self.forced_acceptance}: must be from 0 to 1")
 
     @property
     def step_variants(self) -> list[StepVariant]:
-        """Every schedule at every block size."""
+        """Every fixed schedule at every block size; a step of flex is one of theirs."""
         return [
             StepVariant(schedule, block_size)
             for schedule in self.schedules
+            if schedule != "flex"
             for block_size in sorted(self.block_sizes)
         ]
 
@@ -159,6 +178,11 @@ def benchmark_models(
     target, draft = models.target, models.draft
     if draft is None:
         raise ValueError("draft=None: the benchmark needs one")
+    if settings.forced_acceptance is not None:
+        raise ValueError("forced_acceptance: must be left out, it is for random targets")
+    for size in settings.batch_sizes:
+        if settings.num_prompts % size:
+            raise ValueError(f"batch_sizes: {size} must divide num_prompts={settings.num_prompts}")
     steps = _steps(target, draft, settings, progress)
     block_size = settings.block_sizes[0]
     options: dict[str, Any] = {
@@ -173,10 +197,11 @@ def benchmark_models(
         models.tokenizer, settings.num_prompts, settings.max_new_tokens, block_size
     )
     decoding = []
-    for domain in DOMAINS:
-        decoding += _decode(methods, prompts[domain].tokens, domain, settings, progress)
+    for domain, size in itertools.product(DOMAINS, settings.batch_sizes):
+        tokens = prompts[domain].tokens
+        decoding += _decode(methods, tokens, domain, size, settings, progress)
     name = f"{models.name}, {describe_size(target, draft)}"
-    return BenchmarkReport(name, environment(), settings, steps, decoding)
+    return BenchmarkReport(name, _facts(target, draft), settings, steps, decoding)
 
 
 def benchmark_random(
@@ -184,10 +209,44 @@ def benchmark_random(
 ) -> BenchmarkReport:
     """Step costs of a target with random weights, and plain decoding beside Hugging Face.
 
+    With a forced acceptance the schedules are there too.
+
     Args:
         name: a key of `RANDOM_TARGETS`.
         settings: what to measure.
         progress: told about each part.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    target, draft = random_models(name, settings.block_sizes[0])
+    steps = _steps(target, draft, settings, progress)
+    options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens}
+    methods = [schedule_method(target, None, "ar", **options)]
+    if settings.forced_acceptance is not None:
+        options |= {
+            "confidence_threshold": settings.confidence_threshold,
+            "forced_acceptance": settings.forced_acceptance,
+        }
+        methods += [schedule_method(target, draft, name, **options) for name in settings.schedules]
+    facts = _facts(target, draft)
+    if has_torch():
+        peer = _hugging_face(target)
+        facts["huggingface"] = peer.description
+        # Small models can be faster without a second thread; whichever is, it should be seen.
+        for threads in dict.fromkeys((peer.num_threads, 1)):
+            methods.append(_peer_method(peer, settings.max_new_tokens, threads))
+    shape = (max(settings.batch_sizes), _RANDOM_PROMPT_TOKENS)
+    prompts = np.random.default_rng(0).integers(0, target.config.vocab_size, shape).tolist()
+    decoding = []
+    for size in settings.batch_sizes:
+        decoding += _decode(methods, prompts[:size], "random tokens", size, settings, progress)
+    label = f"random weights {name}, {describe_size(target, draft)}"
+    return BenchmarkReport(label, facts, settings, steps, decoding)
+
+
+def random_models(name: str, block_size: int) -> tuple[Target, Draft]:
+    """A target with random weights, by its key in `RANDOM_TARGETS`, and an untrained draft.
 
     Raises:
         ValueError: an unknown name.
@@ -198,24 +257,11 @@ def benchmark_random(
     draft = init_draft(
         target,
         num_draft_layers=_RANDOM_DRAFT_LAYERS,
-        block_size=settings.block_sizes[0],
+        block_size=block_size,
         calibration_rank=_RANDOM_CALIBRATION_RANK,
         rng=jax.random.key(1),
     )
-    steps = _steps(target, draft, settings, progress)
-    methods = [schedule_method(target, None, "ar", max_new_tokens=settings.max_new_tokens)]
-    facts = environment()
-    if has_torch():
-        peer = _hugging_face(target)
-        facts["huggingface"] = peer.description
-        # Small models can be faster without a second thread; whichever is, it should be seen.
-        for threads in dict.fromkeys((peer.num_threads, 1)):
-            methods.append(_peer_method(peer, settings.max_new_tokens, threads))
-    size = (settings.num_prompts, _RANDOM_PROMPT_TOKENS)
-    prompts = np.random.default_rng(0).integers(0, target.config.vocab_size, size).tolist()
-    decoding = _decode(methods, prompts, "random tokens", settings, progress)
-    label = f"random weights {name}, {describe_size(target, draft)}"
-    return BenchmarkReport(label, facts, settings, steps, decoding)
+    return target, draft
 
 
 def describe_size(target: Target, draft: Draft | None) -> str:
@@ -242,6 +288,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _facts(target: Target, draft: Draft) -> dict[str, Any]:
+    """The environment, and whether flex knows what steps cost there."""
+    profile = find_profile(target.config, draft.config, target.dtype, None)
+    return environment() | {"step costs of flex": "estimated" if profile is None else "measured"}
+
+
 def _steps(
     target: Target, draft: Draft, settings: BenchmarkSettings, progress: Progress
 ) -> list[StepRow]:
@@ -261,20 +313,18 @@ def _decode(
     methods: Sequence[Method],
     prompts: Sequence[Sequence[int]],
     domain: str,
+    batch_size: int,
     settings: BenchmarkSettings,
     progress: Progress,
 ) -> list[DecodeRow]:
-    rows = []
-    for batch_size in settings.batch_sizes:
-        rows += measure_decoding(
-            methods,
-            prompts,
-            domain=domain,
-            batch_size=batch_size,
-            repeats=settings.repeats,
-            progress=progress,
-        )
-    return rows
+    return measure_decoding(
+        methods,
+        prompts,
+        domain=domain,
+        batch_size=batch_size,
+        repeats=settings.repeats,
+        progress=progress,
+    )
 
 
 def _hugging_face(target: Target) -> HuggingFace:
@@ -313,11 +363,18 @@ def _step_table(report: BenchmarkReport) -> Table:
 
 def _decode_table(report: BenchmarkReport) -> Table:
     settings = report.settings
+    forced = settings.forced_acceptance
+    fewest, most = (f({row.num_prompts for row in report.decoding}) for f in (min, max))
+    prompts = f"{fewest}" if fewest == most else f"{fewest}-{most}"
+    # Forced tokens mean nothing.
+    columns = [name for name in DECODE_COLUMNS if forced is None or name != "equal to plain"]
     return decode_table(
         report.decoding,
         title=f"Whole calls: {report.model}",
+        columns=columns,
         note=(
-            f"{settings.num_prompts} prompts, up to {settings.max_new_tokens} new tokens, "
+            ("" if forced is None else f"Each draft accepted by force, probability {forced:g}. ")
+            + f"{prompts} prompts, up to {settings.max_new_tokens} new tokens, "
             f"confidence threshold {settings.confidence_threshold:g}. Median (lowest-highest) of "
             f"{settings.repeats} interleaved repeats, compilation excluded. "
             + ", ".join(f"{name} {value}" for name, value in report.environment.items())

@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.corpus import DOMAINS, Domain
 from flexdraft_jax.data.held_out import HeldOutPrompt, default_prompts
-from flexdraft_jax.decoding.generate import GenerateOutput, Sizes, generate, sizes_for
-from flexdraft_jax.decoding.requests import Request, block_size_of
+from flexdraft_jax.decoding.generate import Sizes, sizes_for, start
+from flexdraft_jax.decoding.requests import Request, block_size_of, check_requests
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import (
     Progress,
@@ -76,22 +77,36 @@ def schedule_method(
     draft: Draft | None,
     schedule: str,
     *,
+    max_new_tokens: int,
     block_size: int | None = None,
     confidence_threshold: float = 0.0,
-    **arguments: Any,
+    stop_token_ids: Sequence[int] | None = None,
+    sampling: str = "coupled",
+    forced_acceptance: float | None = None,
+    **row_sampling: Any,
 ) -> Method:
-    """One of our schedules; the arguments are those of `generate`."""
+    """One of our schedules; the arguments are those of `generate` and `start`."""
 
     def decode(prompts: Sequence[Sequence[int]]) -> tuple[Tokens, list[list[int]]]:
-        out: GenerateOutput = generate(
+        requests = check_requests(
+            target.config,
+            prompts,
+            max_new_tokens,
+            confidence_threshold,
+            stop_token_ids,
+            **row_sampling,
+        )
+        decoding = start(
             target,
             draft,
-            prompts,
-            schedule=schedule,
-            block_size=block_size,
-            confidence_threshold=confidence_threshold,
-            **arguments,
+            requests,
+            schedule,
+            block_size,
+            sampling=sampling,
+            forced_acceptance=forced_acceptance,
         )
+        decoding.advance(max_new_tokens)
+        out = decoding.output()
         return out.tokens, out.acceptance_lengths
 
     return Method(schedule, block_size_of(draft, schedule, block_size), decode)
@@ -234,10 +249,11 @@ _CELLS: Mapping[str, Callable[[DecodeRow], str]] = {
     "speed-up": lambda row: "1" if row.method == "ar" else f"{row.speedup:.2f}",
     "equal to plain": lambda row: f"{row.num_equal} of {row.num_prompts}",
 }
+DECODE_COLUMNS = tuple(_CELLS)
 
 
 def decode_table(
-    rows: Sequence[DecodeRow], title: str, note: str, columns: Sequence[str] = tuple(_CELLS)
+    rows: Sequence[DecodeRow], title: str, note: str, columns: Sequence[str] = DECODE_COLUMNS
 ) -> Table:
     """One line per row.
 
@@ -245,10 +261,43 @@ def decode_table(
         rows: to show.
         title: of the table.
         note: below the table.
-        columns: which keys of `_CELLS` to show; all of them if left out.
+        columns: which of `DECODE_COLUMNS` to show.
     """
     cells = [tuple(_CELLS[column](row) for column in columns) for row in rows]
     return Table(title, tuple(columns), cells, note)
+
+
+def plot_throughput(rows: Sequence[DecodeRow], path: str) -> None:
+    """Draws tokens per second by batch size, a line for each method, side by side per domain.
+
+    Args:
+        rows: to draw, with their lowest and highest repeats.
+        path: of the picture; its ending names the format.
+    """
+    domains = list(dict.fromkeys(row.domain for row in rows))
+    figure = Figure(figsize=(1 + 5 * len(domains), 4), layout="constrained")
+    for place, domain in enumerate(domains, 1):
+        axes = figure.add_subplot(1, len(domains), place, title=domain.replace("_", " "))
+        axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="tokens/s")
+        of_domain = [row for row in rows if row.domain == domain]
+        sizes = sorted({row.batch_size for row in of_domain})
+        for method in dict.fromkeys(row.method for row in of_domain):
+            line = [row for row in of_domain if row.method == method]
+            speed = [row.tokens_per_second for row in line]
+            spread = [[s.median - s.low for s in speed], [s.high - s.median for s in speed]]
+            axes.errorbar(
+                [row.batch_size for row in line],
+                [s.median for s in speed],
+                spread,
+                marker="o",
+                capsize=3,
+                label=method,
+            )
+        axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def _label(method: Method) -> str:

@@ -20,7 +20,7 @@ class GenerationSettings:
 
     Attributes:
         max_new_tokens: budget.
-        schedule: "ar", "parallel" or "sequential".
+        schedule: "flex", "ar", "parallel" or "sequential".
         block_size: n; the draft's own if None.
         confidence_threshold: 0 verifies every draft.
         temperature: 0 decodes greedily; the fields below count for a higher one alone.
@@ -32,7 +32,7 @@ class GenerationSettings:
     """
 
     max_new_tokens: int = 248
-    schedule: str = "sequential"
+    schedule: str = "flex"
     block_size: int | None = None
     confidence_threshold: float = 0.0
     temperature: float = 0.0

@@ -1,14 +1,18 @@
-"""What one decoding step costs, as a multiple of a plain step."""
+"""What one decoding step costs, as a multiple of a plain step; and the profile that flex asks."""
 
 import dataclasses
+import itertools
+import statistics
 import time
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
 from flexdraft_jax.decoding.generate import Sizes, start
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, Spread, interleave, ratios, silent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
@@ -19,12 +23,20 @@ class StepVariant:
     """A step to measure.
 
     Attributes:
-        schedule: "ar", "parallel" or "sequential".
-        block_size: n; 1 for "ar". Every step verifies n - 1 drafts.
+        schedule: "ar" drafts nothing, "parallel" and "sequential" draft the next block.
+        block_size: n; 1 where nothing is ever drafted.
+        num_drafts: how many the step verifies; n - 1 if None.
     """
 
     schedule: str
     block_size: int
+    num_drafts: int | None = None
+
+    @property
+    def compiled(self) -> Variant:
+        """The step of the decoder."""
+        count = self.block_size - 1 if self.num_drafts is None else self.num_drafts
+        return Variant(self.schedule, count)
 
 
 PLAIN_STEP = StepVariant("ar", 1)
@@ -98,6 +110,100 @@ def measure_steps(
     return rows
 
 
+def measure_costs(
+    target: Target,
+    draft: Draft,
+    *,
+    block_sizes: Sequence[int],
+    batch_sizes: Sequence[int],
+    slot_counts: Sequence[int] = (256,),
+    num_steps: int = 64,
+    repeats: int = 5,
+    progress: Progress = silent,
+) -> list[StepCosts]:
+    """Times every part of the steps that flex chooses from; those of one size take turns.
+
+    Args:
+        target: the model.
+        draft: its draft.
+        block_sizes: n.
+        batch_sizes: B.
+        slot_counts: S of the cache.
+        num_steps: in one call of the loop.
+        repeats: of every measurement; their median counts.
+        progress: told about each size.
+
+    Raises:
+        ValueError: a cache without room, or `repeats` under 1.
+    """
+    found = []
+    for block_size, batch_size, num_slots in itertools.product(
+        block_sizes, batch_sizes, slot_counts
+    ):
+        progress(f"step costs, n = {block_size}, batch {batch_size}, {num_slots} cache slots")
+        buckets = flex_buckets(block_size)
+        largest = Variant("sequential", block_size - 1)
+        variants = [Variant("ar", 0), *(Variant("ar", count) for count in buckets), largest]
+        variants += [Variant("parallel", count) for count in buckets]
+        timers = {
+            str(variant): StepTimer(
+                target,
+                draft,
+                StepVariant(variant.schedule, block_size, variant.num_drafts),
+                batch_size,
+                num_slots,
+                num_steps,
+            )
+            for variant in variants
+        }
+        times = interleave(timers, repeats)
+        ms = {variant: 1e3 * statistics.median(times[str(variant)]) for variant in variants}
+        without = times[str(Variant("ar", block_size - 1))]
+        drafting = [a - b for a, b in zip(times[str(largest)], without, strict=True)]
+        found.append(
+            StepCosts(
+                block_size,
+                batch_size,
+                num_slots,
+                verify={count: ms[Variant("ar", count)] for count in (0, *buckets)},
+                # Noise can make a tiny difference negative.
+                draft=max(1e3 * statistics.median(drafting), 1e-6),
+                parallel={count: ms[Variant("parallel", count)] for count in buckets},
+            )
+        )
+    return found
+
+
+def costs_table(costs: Sequence[StepCosts], title: str) -> Table:
+    """Costs of one block size for people, one line for each size of batch and cache.
+
+    Args:
+        costs: at least one, all of the same n.
+        title: of the table.
+    """
+    buckets = flex_buckets(costs[0].block_size)
+
+    def line(c: StepCosts) -> tuple[str, ...]:
+        parts = [*(c.verify[v] for v in buckets), c.draft, *(c.parallel[v] for v in buckets)]
+        relative = (f"{part / c.verify[0]:.2f}" for part in parts)
+        return (str(c.batch_size), str(c.num_slots), f"{c.verify[0]:.2f}", *relative)
+
+    return Table(
+        title=title,
+        columns=(
+            "batch",
+            "cache slots",
+            "plain step, ms",
+            *(f"verify {v}" for v in buckets),
+            "draft",
+            *(f"parallel {v}" for v in buckets),
+        ),
+        rows=[line(c) for c in costs],
+        note=f"n = {costs[0].block_size}. In plain steps from the fourth column on; a sequential "
+        "step is a verify pass and a draft pass.",
+    )
+
+
 class StepTimer:
     """Seconds per step, from many steps inside one call of the compiled loop.
 
@@ -118,7 +224,7 @@ class StepTimer:
 
         Args:
             target: the model.
-            draft: its draft; not used by schedule "ar".
+            draft: its draft; not used where n is 1.
             variant: the step.
             batch_size: B.
             num_slots: S of the cache; the cost of a step grows with it.
@@ -133,14 +239,16 @@ class StepTimer:
                 f"num_slots={num_slots}: must be at least 2 * block_size={2 * block_size}"
             )
         row = Request(prompt=(0,), budget=num_slots - block_size, confidence_threshold=0.0)
-        self._decoding = start(
+        decoding = start(
             target,
             draft,
             [row] * batch_size,
-            variant.schedule,
-            None if variant.schedule == "ar" else block_size,
+            "ar" if block_size == 1 else "sequential",
+            None if block_size == 1 else block_size,
             sizes=Sizes(prompt=8, output=num_slots, slots=num_slots),
         )
+        program = dataclasses.replace(decoding.program, variants=(variant.compiled,))
+        self._decoding = dataclasses.replace(decoding, program=program)
         self._num_steps = num_steps
         self()
 

@@ -8,27 +8,13 @@ keys that a mask hides count as if half of a row's were seen. A product of matri
 from __future__ import annotations
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
-
-# Dense bfloat16 (T4: float16) FLOP/s of one JAX device, from the vendors' data sheets.
-_PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "Tesla T4": 65e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from flexdraft_jax.parallel.devices import find_device
 
 
 def peak_flops(device_kind: str) -> float | None:
     """FLOP/s of a device by its `device_kind`; None for one that the table does not know."""
-    # GPUs add memory and socket to their name: "NVIDIA A100-SXM4-80GB".
-    kind = next((name for name in _PEAKS if name in device_kind and "TPU" not in name), device_kind)
-    return _PEAKS.get(kind)
+    device = find_device(device_kind)
+    return None if device is None else device.flops
 
 
 def draft_step_flops(
@@ -50,11 +36,13 @@ def draft_step_flops(
         batch_size * count for count in (length, anchors * n, anchors * (n - 1))
     )
 
-    clean = t.num_layers * tokens * (2 * _layer(t) + 4 * heads * length / 2)
+    clean = t.num_layers * tokens * (2 * t.layer_weights + 4 * heads * length / 2)
     # Forward, and backward to the layer's input; weights get a gradient in attention alone. Keys
     # and values of clean tokens are constants.
     attended = 2 * 4 * heads * length / 2 + 3 * 4 * heads * n
-    group = draft.num_draft_layers * masks * (4 * _layer(t) + 2 * _attention(t) + attended)
+    group = (
+        draft.num_draft_layers * masks * (4 * t.layer_weights + 2 * t.attention_weights + attended)
+    )
     # The target's logits forward, the draft's forward and backward to the hidden states.
     return clean + group + slots * (6 * head + 6 * calibration)
 
@@ -68,15 +56,5 @@ def target_step_flops(config: TargetConfig, *, batch_size: int, length: int) -> 
         length: T, tokens of a row.
     """
     attention = 4 * config.num_heads * config.head_dim * length / 2
-    layers = config.num_layers * (2 * _layer(config) + attention)
+    layers = config.num_layers * (2 * config.layer_weights + attention)
     return 3 * batch_size * length * (layers + 2 * config.vocab_size * config.hidden_size)
-
-
-def _attention(config: TargetConfig) -> int:
-    """Weights of the four projections of a layer."""
-    heads = 2 * config.num_heads + 2 * config.num_kv_heads
-    return config.hidden_size * config.head_dim * heads
-
-
-def _layer(config: TargetConfig) -> int:
-    return _attention(config) + 3 * config.hidden_size * config.intermediate_size

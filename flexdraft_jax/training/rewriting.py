@@ -36,7 +36,7 @@ class Writer:
         max_new_tokens: longest response; one that reaches it ends without an end token.
         batch_size: rows decoded together.
         template_kwargs: variables of the chat template.
-        schedule: "parallel" or "sequential"; None chooses by batch size, "ar" without a draft.
+        schedule: as for `generate`.
     """
 
     target: Target
@@ -45,22 +45,13 @@ class Writer:
     max_new_tokens: int = 512
     batch_size: int = 64
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    schedule: str | None = None
+    schedule: str = "flex"
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        check_settings(self.target, self.draft, self.chosen_schedule, None, "cumulative_product")
-
-    @property
-    def chosen_schedule(self) -> str:
-        """`schedule`, or the one that is likely the fastest (parallel wins up to batch 2)."""
-        if self.schedule is not None:
-            return self.schedule
-        if self.draft is None:
-            return "ar"
-        return "parallel" if self.batch_size <= 2 else "sequential"
+        check_settings(self.target, self.draft, self.schedule, None, "cumulative_product")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +129,7 @@ def _answer_batch(writer: Writer, queues: dict[int, list[_Waiting]], size: int) 
 
 def _decode(writer: Writer, prompts: Sequence[list[int]], size: int) -> list[_Response]:
     """Responds to prompts of one bucket; a smaller batch is filled up to the same program."""
-    target, schedule = writer.target, writer.chosen_schedule
+    target, schedule = writer.target, writer.schedule
     limit = target.config.max_position_embeddings
     budgets = [min(writer.max_new_tokens, limit - len(prompt)) for prompt in prompts]
     requests = check_requests(target.config, prompts, budgets, 0.0, target.eos_token_ids)

@@ -16,8 +16,9 @@ from flexdraft_jax.models.cache import grow
 from flexdraft_jax.parallel.axes import logical_axes
 
 
-def test_a_finished_row_never_changes(begin, draft, prompts):
-    decoding = begin(draft, prompts, [1, 2, 4, 40, 3, 40, 9, 0], "parallel")
+@pytest.mark.parametrize("schedule", ["parallel", "flex"])
+def test_a_finished_row_never_changes(begin, draft, prompts, schedule):
+    decoding = begin(draft, prompts, [1, 2, 4, 40, 3, 40, 9, 0], schedule)
     before = jax.device_get(decoding.state)
     while bool(decoding.state.active.any()):
         decoding.advance(1)
@@ -68,14 +69,16 @@ def test_new_prompts_of_the_same_bucket_compile_nothing(target, draft, prompts):
     assert (run._cache_size(), prefill._cache_size()) == compiled
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3])  # one static variant, and several
-@pytest.mark.parametrize("schedule", ["ar", "parallel", "sequential"])
+@pytest.mark.parametrize(
+    ("schedule", "threshold"),  # A threshold of 0 has one static variant.
+    [("ar", 0.0), ("parallel", 0.0), ("parallel", 0.3), ("sequential", 0.3), ("flex", 0.3)],
+)
 def test_the_cache_is_updated_in_place(begin, draft, prompts, schedule, threshold):
     """The compiled loop aliases the whole cache and copies none of it."""
     decoding = begin(draft, prompts, 40, schedule, threshold)
     cache = decoding.state.cache
     compiled = run.lower(
-        decoding.program, decoding.variables, decoding.state, jnp.int32(8)
+        decoding.program, decoding.variables, decoding.state, jnp.int32(8), decoding.costs
     ).compile()
     cache_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
     assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes

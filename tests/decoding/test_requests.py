@@ -48,6 +48,7 @@ def nothing_is_compiled():
         ({"row_ids": [-1]}, r"row_ids=-1 \(row 0\): must be 0 or more"),
         ({"row_ids": [1, 2]}, r"row_ids has 2 entries.*1 prompts"),
         ({"sampling": "match"}, r"sampling='match'.*coupled, rejection"),
+        ({"profile": "missing.json"}, r"missing.json: not a profile of step costs.*measure_steps"),
     ],
 )
 def test_value_errors(target, draft, arguments, message):
@@ -79,6 +80,7 @@ def test_value_errors(target, draft, arguments, message):
         ({"top_p": [None]}, r"top_p\[0\]=None: must be a number"),
         ({"seed": 0.5}, r"seed=0.5: must be an integer"),
         ({"row_ids": ["a"]}, r"row_ids\[0\]='a': must be an integer"),
+        ({"profile": 3}, r"profile=3: must be a Profile, a path or None"),
     ],
 )
 def test_type_errors(target, draft, arguments, message):
@@ -118,7 +120,7 @@ def test_sampling_of_each_row(target):
 
 def test_a_missing_draft(target):
     with pytest.raises(ValueError, match='draft=None.*"ar"'):
-        fd.generate(target, None, [[1]])
+        fd.generate(target, None, [[1]], schedule="parallel")
 
 
 def test_a_draft_for_another_target(target, draft):

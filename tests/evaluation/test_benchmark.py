@@ -1,5 +1,6 @@
 """The whole benchmark on a tiny model: every number has its place."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,11 +13,12 @@ from flexdraft_jax.evaluation.benchmark import (
     benchmark_random,
     describe_size,
 )
+from flexdraft_jax.evaluation.decode_speed import plot_throughput
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.peers import HuggingFace, has_torch
 
 SETTINGS = BenchmarkSettings(
-    schedules=("sequential",),
+    schedules=("sequential", "flex"),
     batch_sizes=(2,),
     block_sizes=(4,),
     num_prompts=2,
@@ -33,16 +35,19 @@ def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
     assert [(r.domain, r.method) for r in report.decoding] == [
         ("word_problems", "ar"),
         ("word_problems", "sequential"),
+        ("word_problems", "flex"),
         ("code", "ar"),
         ("code", "sequential"),
+        ("code", "flex"),
     ]
     assert all(row.num_equal == row.num_prompts == 2 for row in report.decoding)
     assert [row.schedule for row in report.steps] == ["ar", "sequential"]
     assert any("step costs" in line for line in lines)
     # Strict JSON has no NaN.
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["model"].startswith("tiny, ")
-    assert [len(table.rows) for table in report.tables()] == [2, 4]
+    assert [len(table.rows) for table in report.tables()] == [2, 6]
     assert all(len(row) == len(t.columns) for t in report.tables() for row in t.rows)
+    assert "step costs of flex estimated" in report.tables()[1].note
 
 
 def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
@@ -53,6 +58,24 @@ def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
     assert methods[0] == "ar"
     assert any(name.startswith("huggingface") for name in methods) == has_torch()
     json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_forced_acceptance_times_the_schedules_of_a_random_target(
+    models, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setitem(benchmark.RANDOM_TARGETS, "1m", models.target.config)
+    monkeypatch.setattr(benchmark, "_RANDOM_DRAFT_LAYERS", 1)
+    monkeypatch.setattr(benchmark, "has_torch", lambda: False)
+    settings = dataclasses.replace(SETTINGS, batch_sizes=(1, 2), forced_acceptance=1.0)
+    report = benchmark_random("1m", settings)
+    rows = [(r.batch_size, r.method, r.num_prompts) for r in report.decoding]
+    assert rows == [(b, m, b) for b in (1, 2) for m in ("ar", "sequential", "flex")]
+    assert report.decoding[1].tau == 4.0  # n, with every draft accepted.
+    table = report.tables()[1]
+    assert "equal to plain" not in table.columns
+    assert table.note.startswith("Each draft accepted by force, probability 1. 1-2 prompts,")
+    plot_throughput(report.decoding, str(tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.skipif(not has_torch(), reason="compares with PyTorch")
@@ -67,7 +90,7 @@ def test_hugging_face_decodes_the_same_tokens(models, tmp_path) -> None:
 
 
 def test_unknown_random_targets_are_refused() -> None:
-    with pytest.raises(ValueError, match="random target '2t': must be one of 1m, 10m"):
+    with pytest.raises(ValueError, match="random target '2t': must be one of 1m, 10m, 100m"):
         benchmark_random("2t", SETTINGS)
 
 
@@ -79,11 +102,26 @@ def test_a_draft_is_needed(models) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("batch_sizes", (3,), "batch_sizes: 3 must divide num_prompts=2"),
+        ("forced_acceptance", 0.5, "forced_acceptance: must be left out"),
+    ],
+)
+def test_settings_of_random_targets_are_refused_for_others(
+    models, field: str, value, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        benchmark_models(models, dataclasses.replace(SETTINGS, **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
         ("repeats", 0, "repeats=0: must be at least 1"),
         ("batch_sizes", (), "batch_sizes is empty"),
-        ("batch_sizes", (3,), "batch_sizes: 3 must be at least 1 and divide num_prompts=8"),
+        ("batch_sizes", (0,), r"batch_sizes=\(0,\): must be at least 1 each"),
+        ("forced_acceptance", 1.5, "forced_acceptance=1.5: must be from 0 to 1"),
         ("block_sizes", (1,), r"block_sizes=\(1,\): must be at least 2 each"),
-        ("schedules", ("ar",), "schedules: 'ar' must be parallel or sequential"),
+        ("schedules", ("ar",), "schedules: 'ar' must be parallel, sequential or flex"),
     ],
 )
 def test_settings_out_of_range_are_refused(field: str, value, message: str) -> None:
@@ -91,7 +129,7 @@ def test_settings_out_of_range_are_refused(field: str, value, message: str) -> N
         BenchmarkSettings(**{field: value})
 
 
-@pytest.mark.parametrize(("name", "millions"), [("1m", 1), ("10m", 10)])
+@pytest.mark.parametrize(("name", "millions"), [("1m", 1), ("10m", 10), ("100m", 100)])
 def test_random_targets_are_as_large_as_their_name(name: str, millions: int) -> None:
     shapes = fd.models.target.target_shapes(benchmark.RANDOM_TARGETS[name])
     text = describe_size(fd.Target(benchmark.RANDOM_TARGETS[name], shapes), None)

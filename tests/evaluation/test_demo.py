@@ -20,7 +20,7 @@ def test_both_domains_are_shown_and_measured(models) -> None:
     text = console.file.getvalue()
     assert [r.domain for r in report.domains] == ["word_problems", "code"]
     assert [r.rows_equal for r in report.domains] == [2, 2]
-    assert [r.method for r in report.speed] == ["ar", "sequential", "parallel"] * 2
+    assert [r.method for r in report.speed] == ["ar", "sequential", "flex"] * 2
     for part in ("tiny", "Word problems", "Code", "accepted drafts", "What the drafts are worth"):
         assert part in text
     assert "Lossless: all 4 answers equal plain decoding, token for token." in text

@@ -62,7 +62,7 @@ def test_every_setting_reaches_the_decoder(models) -> None:
 def test_comparison_says_whether_both_are_equal(models) -> None:
     table = compare_with_plain(models, encode_prompt(models, "hello"), SETTINGS, repeats=1)
     assert table.title.endswith("token for token: yes")
-    assert [row[0] for row in table.rows] == ["plain decoding", "sequential"]
+    assert [row[0] for row in table.rows] == ["plain decoding", "flex"]
 
 
 def test_prompts_are_turns_unless_raw(models) -> None:

@@ -2,7 +2,14 @@
 
 import pytest
 
-from flexdraft_jax.evaluation.step_costs import StepTimer, StepVariant, measure_steps
+from flexdraft_jax.evaluation import step_costs
+from flexdraft_jax.evaluation.step_costs import (
+    StepTimer,
+    StepVariant,
+    costs_table,
+    measure_costs,
+    measure_steps,
+)
 
 
 def test_seconds_are_divided_by_the_steps_made(models, monkeypatch) -> None:
@@ -48,3 +55,34 @@ def test_every_draft_is_verified(models) -> None:
 def test_the_cache_needs_room(models) -> None:
     with pytest.raises(ValueError, match="num_slots=7: must be at least 2 \\* block_size=8"):
         StepTimer(models.target, models.draft, StepVariant("parallel", 4), 1, 7, num_steps=1)
+
+
+def test_parts_of_a_step_come_from_whole_steps(models, monkeypatch) -> None:
+    """A draft pass is what a step with it takes longer than the same step without."""
+    seconds = {
+        StepVariant("ar", 4, 0): 0.001,
+        StepVariant("ar", 4, 3): 0.002,
+        StepVariant("sequential", 4, 3): 0.005,
+        StepVariant("parallel", 4, 3): 0.004,
+    }
+
+    def timer(target, draft, variant, batch_size, num_slots, num_steps):
+        return lambda: batch_size * seconds[variant]
+
+    monkeypatch.setattr(step_costs, "StepTimer", timer)
+    one, two = measure_costs(
+        models.target, models.draft, block_sizes=[4], batch_sizes=[1, 2], slot_counts=[32]
+    )
+    assert (one.verify, one.draft, one.parallel) == ({0: 1.0, 3: 2.0}, pytest.approx(3.0), {3: 4.0})
+    assert (two.block_size, two.batch_size, two.num_slots, two.verify[3]) == (4, 2, 32, 4.0)
+    table = costs_table([one, two], "Costs")
+    assert table.rows[0] == ("1", "32", "1.00", "2.00", "3.00", "4.00")
+    assert len(table.columns) == 6
+
+
+def test_a_timed_step_is_the_one_that_was_asked_for(models) -> None:
+    timer = StepTimer(models.target, models.draft, StepVariant("ar", 4, 3), 2, 32, num_steps=4)
+    assert [(v.schedule, v.num_drafts) for v in timer._decoding.program.variants] == [("ar", 3)]
+    timer._decoding.advance(4)
+    # It drafts nothing, so that behind the first block there is nothing to accept.
+    assert all(row[1:] == [0, 0, 0] for row in timer._decoding.output().verify_lengths)

@@ -11,6 +11,7 @@ import pytest
 
 import flexdraft_jax as fd
 from flexdraft_jax.data.chat import build_byte_tokenizer, encode_turn
+from flexdraft_jax.decoding.costs import find_profile, load_profile
 
 ROOT = Path(__file__).parents[2]
 BUDGET = "--max_new_tokens=24"
@@ -88,6 +89,26 @@ def test_benchmark_writes_json_and_markdown(run_script, tmp_path, capsys) -> Non
     assert {row["method"] for row in report["decoding"]} == {"ar", "sequential"}
     assert (tmp_path / "bench.md").read_text().count("| --- |") == 2
     assert "speed-up" in capsys.readouterr().out
+
+
+def test_measured_steps_are_found_by_decoding(
+    run_script, directory, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("FLEXDRAFT_JAX_PROFILES", str(tmp_path))
+    options = ["--num_slots=32", "--num_steps=4", "--repeats=1"]
+    run_script("measure_steps", "--batch_sizes=1", *options)
+    assert "Written to" in capsys.readouterr().out
+    (path,) = tmp_path.iterdir()
+    target = fd.load_target(directory / "target")
+    draft = fd.load_draft(directory / "draft", target)
+    found = find_profile(target.config, draft.config, target.dtype, None)
+    assert found == load_profile(path)
+    assert [(c.block_size, c.batch_size, c.num_slots) for c in found.costs] == [(4, 1, 32)]
+
+
+def test_measured_steps_need_a_draft(run_script, directory) -> None:
+    with pytest.raises(SystemExit, match="--target without --draft"):
+        run_script("measure_steps", f"--target={directory / 'target'}", tiny=False)
 
 
 def test_measure_tau_writes_a_report_per_domain(run_script, tmp_path, capsys) -> None:

@@ -74,7 +74,7 @@ def test_regenerate_takes_its_flags(run_script, models, tmp_path, capsys) -> Non
     ((path, output, writer),) = calls
     assert (path, output) == ("a", "b")
     assert (writer.batch_size, writer.max_new_tokens, writer.draft) == (3, 9, None)
-    assert (writer.template_kwargs, writer.chosen_schedule) == ({"a": 1}, "ar")
+    assert (writer.template_kwargs, writer.schedule) == ({"a": 1}, "flex")
     assert "dropped, not JSON" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="batch_size=0"):
         run_script("regenerate", *arguments, "--batch_size=0", regenerate=regenerate)

@@ -1,0 +1,139 @@
+"""Flex: which step comes next, by what steps cost and what drafts have been worth.
+
+Decoding is taken for a process that goes on for ever, and the step is chosen that earns the most
+tokens per millisecond in the long run. Whatever is chosen, greedy and coupled tokens are the same.
+
+A draft may be accepted with the probability that its confidence and those before it promise
+together, corrected by how far the row's past drafts have kept such promises. The correction knows
+past verdicts alone, never a draft of the block that is to be verified: rejection would be biased
+otherwise.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from flexdraft_jax.decoding.costs import Variant
+from flexdraft_jax.parallel.axes import array_field
+
+# What is left of a sum after each step: about ten steps are remembered.
+_DECAY = 0.9
+# A row without a past is trusted as if this many promised drafts had been accepted.
+_PRIOR = 4.0
+# Steps without a draft before one is made to see whether drafting has come to pay.
+_PATIENCE = 63
+
+
+@flax.struct.dataclass
+class Record:
+    """What the drafts of each row have been worth.
+
+    Attributes:
+        accepted: [B] float32, decaying sum of accepted drafts.
+        expected: [B] float32, how many their confidences had promised.
+        survival: [B, n - 1] float32, decaying sum of the survival curves of drafted blocks.
+        blocks: [B] float32, the same sum of ones.
+        idle: [B] int32, steps since a block was drafted.
+    """
+
+    accepted: jax.Array = array_field("batch")
+    expected: jax.Array = array_field("batch")
+    survival: jax.Array = array_field("batch", "block")
+    blocks: jax.Array = array_field("batch")
+    idle: jax.Array = array_field("batch")
+
+
+def empty_record(batch_size: int, block_size: int) -> Record:
+    """Of rows that have drafted nothing yet."""
+    return Record(
+        accepted=jnp.zeros(batch_size),
+        expected=jnp.zeros(batch_size),
+        survival=jnp.zeros((batch_size, block_size - 1)),
+        blocks=jnp.zeros(batch_size),
+        idle=jnp.zeros(batch_size, jnp.int32),
+    )
+
+
+def note_verdict(
+    record: Record, survival: jax.Array, verify_length: jax.Array, num_accepted: jax.Array
+) -> Record:
+    """The record after a block was judged.
+
+    Args:
+        record: before.
+        survival: [B, n - 1] of the block.
+        verify_length: [B] v, how many of its drafts were verified.
+        num_accepted: [B] a.
+    """
+    verified = jnp.arange(survival.shape[1]) < verify_length[:, None]
+    expected = jnp.sum(jnp.where(verified, survival, 0.0), axis=1)
+    return dataclasses.replace(
+        record,
+        accepted=_DECAY * record.accepted + num_accepted,
+        expected=_DECAY * record.expected + expected,
+        idle=record.idle + 1,
+    )
+
+
+def note_block(record: Record, survival: jax.Array) -> Record:
+    """The record after a block with this survival curve [B, n - 1] was drafted."""
+    return dataclasses.replace(
+        record,
+        survival=_DECAY * record.survival + survival,
+        blocks=_DECAY * record.blocks + 1.0,
+        idle=jnp.zeros_like(record.idle),
+    )
+
+
+def choose_variant(
+    variants: Sequence[Variant],
+    costs: jax.Array,
+    record: Record,
+    survival: jax.Array,
+    active: jax.Array,
+) -> jax.Array:
+    """Index of the step that earns the most.
+
+    With c the costs, N the rows that decode, a(v) the drafts that all of them may accept of v:
+
+        R   the best rate of one kind of step for ever: N / c without drafts, (N + a(v)) / c with
+            a usual block each time
+        W   what a block is worth to the next step, in tokens. Where drafting is the best, as much
+            as it costs to get one back: R * (cheapest c that drafts) - N; else nothing
+
+    A step earns the a(v) of the block that is there, and W if it drafts; its time would have
+    earned R * c. Those are the values of an average-reward decision process with two states, a
+    usual block or none.
+
+    Args:
+        variants: to choose from; the first is "ar", the others draft.
+        costs: [variants], of each; in any unit.
+        record: of the rows.
+        survival: [B, n - 1] of the block that is there.
+        active: [B] rows that still decode.
+    """
+    num_drafts = jnp.array([variant.num_drafts for variant in variants])
+    trust = (_PRIOR + record.accepted) / (_PRIOR + record.expected)
+    trust = jnp.where(active, trust, 0.0)[:, None]  # [B, 1]
+    usual = record.survival / jnp.maximum(record.blocks, 1.0)[:, None]
+    gain = _accepted(trust * survival)[num_drafts]  # [variants]
+    usual_gain = _accepted(trust * usual)[num_drafts]
+
+    rows = jnp.sum(active)
+    plain_rate = rows / costs[0]
+    drafting_rate = jnp.max((rows + usual_gain[1:]) / costs[1:])
+    rate = jnp.maximum(plain_rate, drafting_rate)
+    worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
+    score = gain - rate * costs
+    score = score.at[1:].add(worth)
+    due = jnp.any(active & (record.idle >= _PATIENCE))
+    return jnp.argmax(score.at[0].set(jnp.where(due, -jnp.inf, score[0])))
+
+
+def _accepted(survival: jax.Array) -> jax.Array:
+    """Drafts that all rows may accept of the first 0, 1, ... n - 1: [B, n - 1] -> [n]."""
+    by_slot = jnp.sum(jnp.minimum(survival, 1.0), axis=0)
+    return jnp.pad(jnp.cumsum(by_slot), (1, 0))

@@ -1,0 +1,37 @@
+"""What kinds of devices can do, from the vendors' data sheets."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One JAX device.
+
+    Attributes:
+        flops: dense bfloat16 (T4: float16) FLOP/s.
+        bandwidth: of its memory, bytes/s.
+    """
+
+    flops: float
+    bandwidth: float
+
+
+_DEVICES = {
+    "TPU v4": Device(275e12, 1228e9),
+    "TPU v5 lite": Device(197e12, 819e9),
+    "TPU v5": Device(459e12, 2765e9),
+    "TPU v5p": Device(459e12, 2765e9),
+    "TPU v6 lite": Device(918e12, 1640e9),
+    "Tesla T4": Device(65e12, 320e9),
+    "NVIDIA L4": Device(121e12, 300e9),
+    "NVIDIA A100": Device(312e12, 1555e9),
+    "NVIDIA H100": Device(989e12, 3350e9),
+    "NVIDIA H200": Device(989e12, 4800e9),
+}
+
+
+def find_device(kind: str) -> Device | None:
+    """A device by JAX's `device_kind`; None for one that the table does not know."""
+    # GPUs add memory and socket to their name: "NVIDIA A100-SXM4-80GB".
+    found = next((name for name in _DEVICES if name in kind and "TPU" not in name), kind)
+    return _DEVICES.get(found)

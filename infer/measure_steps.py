@@ -1,0 +1,88 @@
+"""Measures what decoding steps cost on this machine, for the flex schedule to choose by.
+
+    python infer/measure_steps.py
+    python infer/measure_steps.py --target DIR --draft DIR --dtype bfloat16 --batch_sizes 1,8,64
+
+Decoding finds the file by itself, under ~/.cache/flexdraft_jax or $FLEXDRAFT_JAX_PROFILES. Without
+one it works with rough estimates. Sizes that were measured before and are not measured again stay
+in the file.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from flexdraft_jax.decoding.costs import Profile, load_profile, profile_path, save_profile
+from flexdraft_jax.evaluation.benchmark import RANDOM_TARGETS, describe_size, random_models
+from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.evaluation.step_costs import costs_table, measure_costs
+
+_TARGET = flags.DEFINE_string(
+    "target", None, "Hugging Face directory; the embedded default if left out."
+)
+_DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
+_RANDOM_TARGET = flags.DEFINE_enum(
+    "random_target",
+    None,
+    list(RANDOM_TARGETS),
+    "Measure a target of this size with random weights.",
+)
+_BLOCK_SIZES = flags.DEFINE_list("block_sizes", [], "n; the draft's own if left out.")
+_BATCH_SIZES = flags.DEFINE_list(
+    "batch_sizes", ["1", "2", "4", "8", "16", "32"], "Rows decoded together."
+)
+_NUM_SLOTS = flags.DEFINE_list("num_slots", ["256"], "Sizes of the cache.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 64, "Steps in one timed call.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Of every measurement, interleaved.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Write this file instead of the one that decoding finds by itself."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures and writes."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    console = make_console()
+
+    def progress(line: str) -> None:
+        console.print(line, style="dim", markup=False)
+
+    with bad_input_exits():
+        check_output(_OUTPUT.value)
+        block_sizes = [int(n) for n in _BLOCK_SIZES.value]
+        if _RANDOM_TARGET.value:
+            name = f"random weights {_RANDOM_TARGET.value}"
+            target, draft = random_models(_RANDOM_TARGET.value, (block_sizes or [8])[0])
+        else:
+            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+            if models.draft is None:
+                raise ValueError("--target without --draft: drafting is what is to be measured")
+            name, target, draft = models.name, models.target, models.draft
+        path = pathlib.Path(
+            _OUTPUT.value or profile_path(target.config, draft.config, target.dtype)
+        )
+        before = load_profile(path) if path.exists() else Profile(())
+        costs = measure_costs(
+            target,
+            draft,
+            block_sizes=block_sizes or [draft.config.block_size],
+            batch_sizes=[int(size) for size in _BATCH_SIZES.value],
+            slot_counts=[int(size) for size in _NUM_SLOTS.value],
+            num_steps=_NUM_STEPS.value,
+            repeats=_REPEATS.value,
+            progress=progress,
+        )
+        save_profile(before.updated(costs), path)
+    title = f"Cost of the parts of a step: {name}, {describe_size(target, draft)}"
+    for block_size in sorted({c.block_size for c in costs}):
+        lines = [c for c in costs if c.block_size == block_size]
+        console.print(costs_table(lines, title).to_rich())
+    console.print(f"Written to {path}", markup=False)
+
+
+if __name__ == "__main__":
+    app.run(main)

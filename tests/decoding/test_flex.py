@@ -1,0 +1,265 @@
+"""Flex: the policy earns the most it can, and whatever it chooses, the tokens are the same."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flexdraft_jax as fd
+from flexdraft_jax.decoding.costs import Profile, StepCosts, Variant
+from flexdraft_jax.decoding.flex import (
+    choose_variant,
+    empty_record,
+    note_block,
+    note_verdict,
+)
+from flexdraft_jax.decoding.loop import run
+
+VARIANTS = (
+    Variant("ar", 0),
+    Variant("sequential", 0),
+    Variant("sequential", 3),
+    Variant("parallel", 4),
+)
+DRAFTS = [variant.drafts for variant in VARIANTS]
+
+
+@functools.partial(jax.jit, static_argnames="variants")
+def choose(costs, record, survival, active, variants=VARIANTS):
+    return choose_variant(variants, costs, record, survival, active)
+
+
+def chosen(costs, usual, now, *, active=None, **record) -> int:
+    """Index of the choice, for rows with these usual curves and these blocks, [B, n - 1] each."""
+    usual, now = np.atleast_2d(usual).astype(np.float32), np.atleast_2d(now).astype(np.float32)
+    rows, drafts = usual.shape
+    known = note_block(empty_record(rows, drafts + 1), jnp.asarray(usual))
+    known = known.replace(**{name: jnp.asarray(value) for name, value in record.items()})
+    active = np.ones(rows, bool) if active is None else np.asarray(active)
+    return int(choose(np.asarray(costs, np.float32), known, jnp.asarray(now), active))
+
+
+def best_rate(costs, tokens) -> float:
+    """Most tokens per millisecond of all cycles through the states "block" and "no block".
+
+    Args:
+        costs: of each variant.
+        tokens: of each variant where there is a block; 1 where there is none.
+    """
+    once = [1 / costs[i] for i in range(len(costs)) if not DRAFTS[i]]  # Never a block.
+    once += [tokens[i] / costs[i] for i in range(len(costs)) if DRAFTS[i]]  # Always a block.
+    turns = [
+        (1 + tokens[j]) / (costs[i] + costs[j])  # A block every second step.
+        for i, j in itertools.product(range(len(costs)), repeat=2)
+        if DRAFTS[i] and not DRAFTS[j]
+    ]
+    return max(once + turns)
+
+
+def rate_of_policy(costs, curve, tokens, block: bool) -> float:
+    """Tokens per millisecond of what flex chooses, in the long run, with a first block or none."""
+    earned, spent = 0.0, 0.0
+    choices = {b: chosen(costs, curve, curve if b else np.zeros(4)) for b in (False, True)}
+    for step in range(104):
+        choice = choices[block]
+        if step >= 4:  # Behind the way into the cycle, which has one or two steps.
+            earned += tokens[choice] if block else 1.0
+            spent += costs[choice]
+        block = DRAFTS[choice]
+    return earned / spent
+
+
+def test_no_sequence_of_steps_earns_more():
+    """Against all cycles, where every block is as good as the one before."""
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for _ in range(300):
+        curve = np.cumprod(rng.beta(4, 1, 4))
+        plain, draft = 1.0, rng.exponential(1.0)
+        verify = plain * (1 + rng.exponential(0.6) * np.array([3, 4]) / 4)
+        costs = [plain, plain + draft, verify[0] + draft, verify[1] + draft * rng.uniform(0.3, 2)]
+        tokens = [1, 1, 1 + curve[:3].sum(), 1 + curve.sum()]
+        # ("ar", 0) drops a block that is there: it verifies nothing.
+        for block in (False, True):
+            rate = rate_of_policy(costs, curve, tokens, block)
+            assert rate == pytest.approx(best_rate(costs, tokens), rel=1e-4)
+        kinds.add(chosen(costs, curve, curve))
+    assert kinds == {0, 2, 3}
+
+
+def test_dearer_drafting_leads_to_plain_decoding_and_stays_there():
+    curve = [0.9, 0.8, 0.6, 0.5]
+    drafting = []
+    for draft in np.geomspace(0.05, 50, 40):
+        costs = [1.0, 1 + draft, 1.6 + draft, 1.8 + draft]
+        drafting.append(DRAFTS[chosen(costs, curve, curve)])
+        drafting.append(DRAFTS[chosen(costs, curve, np.zeros(4))])
+    assert drafting[0] and drafting[1] and not drafting[-1]
+    for first in (0, 1):  # With a block, and without one.
+        choices = drafting[first::2]
+        assert choices == sorted(choices, reverse=True)
+
+
+def test_more_confidence_verifies_more():
+    costs = [1.0, 1.5, 1.9, 2.2]
+    usual = [0.9, 0.8, 0.7, 0.6]
+    lengths = [
+        VARIANTS[chosen(costs, usual, np.cumprod([c] * 4))].num_drafts
+        for c in np.linspace(0.02, 0.999, 30)
+    ]
+    assert lengths == sorted(lengths)
+    assert set(lengths) == {0, 3, 4}
+
+
+def test_only_ratios_of_costs_count():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        costs = rng.exponential(1.0, 4) + [0, 1, 1, 1]
+        curve, now = np.cumprod(rng.beta(4, 1, (2, 4)), axis=1)
+        assert chosen(costs, curve, now) == chosen(1e-3 * costs, curve, now)
+
+
+def test_rows_are_weighed_together_and_finished_ones_not_at_all():
+    costs = [1.0, 1.5, 2.0, 2.4]
+    good, bad = [0.99, 0.98, 0.97, 0.96], [0.1, 0.01, 0.0, 0.0]
+    assert DRAFTS[chosen(costs, [good, good], [good, good])]
+    assert not DRAFTS[chosen(costs, [bad, bad], [bad, bad])]
+    assert not DRAFTS[chosen(costs, [bad, good], [bad, good], active=[True, False])]
+    assert DRAFTS[chosen(costs, [bad, good], [bad, good], active=[False, True])]
+    assert DRAFTS[chosen(costs, [bad, good, good], [bad, good, good])]
+
+
+def test_promises_that_were_not_kept_are_believed_no_more():
+    costs, curve = [1.0, 1.5, 2.0, 2.4], [0.9, 0.8, 0.7, 0.6]
+    assert DRAFTS[chosen(costs, curve, curve)]
+    assert not DRAFTS[chosen(costs, curve, curve, accepted=[1.0], expected=[25.0])]
+    assert DRAFTS[chosen(costs, curve, curve, accepted=[25.0], expected=[25.0])]
+
+
+def test_drafting_is_tried_again_after_a_while():
+    costs, curve = [1.0, 9.0, 9.0, 9.0], [0.5, 0.2, 0.1, 0.0]
+    assert not DRAFTS[chosen(costs, curve, np.zeros(4), idle=[62])]
+    assert DRAFTS[chosen(costs, curve, np.zeros(4), idle=[63])]
+    # Not for the sake of a row that is finished.
+    rows = np.tile(curve, (2, 1))
+    assert not DRAFTS[chosen(costs, rows, np.zeros((2, 4)), idle=[63, 0], active=[False, True])]
+
+
+def test_what_a_record_remembers():
+    survival = jnp.array([[0.5, 0.25, 0.125]])
+    record = note_block(empty_record(1, 4), survival)
+    record = note_verdict(record, survival, jnp.array([2]), jnp.array([1]))
+    assert record.accepted == 1 and record.expected == 0.75 and record.idle == 1
+    record = note_block(record, jnp.zeros((1, 3)))
+    assert record.idle == 0
+    # The mean of two blocks, the newer one a little heavier.
+    np.testing.assert_allclose(record.survival / record.blocks, survival * 0.9 / 1.9)
+    record = note_verdict(record, survival, jnp.array([0]), jnp.array([0]))
+    np.testing.assert_allclose([record.accepted[0], record.expected[0]], [0.9, 0.675])
+
+
+def profile_of(verify, draft, parallel) -> Profile:
+    """Of n = 5, eight rows and 64 slots."""
+    return Profile(
+        (StepCosts(5, 8, 64, dict(zip((0, 3, 4), verify, strict=True)), draft, parallel),)
+    )
+
+
+def any_profile(rng: np.random.Generator) -> Profile:
+    """Random costs of which the first is the cheapest by far; which steps are compiled is fixed."""
+    if rng.random() < 0.3:  # A draft pass for nothing but the next step's sake.
+        return profile_of([1.0, 1.2, 100.0], 0.01, {3: 2.0, 4: 40.0})
+    draft, *verify = np.exp(rng.normal(0, 2, 4))
+    verify = [verify[i] / (100 if rng.random() < 0.5 else 1) for i in range(3)]
+    sequential = [verify[1] + draft, verify[2] + draft]
+    return profile_of(verify, draft, {3: 1.5 * sequential[0], 4: 0.5 * sequential[1]})
+
+
+# What every one of the four steps needs to be chosen, whatever the drafts are worth.
+FREE, DEAR = 1e-6, 1e6
+FORCING = {
+    0: profile_of([FREE, DEAR, DEAR], DEAR, {3: 3 * DEAR, 4: DEAR}),
+    2: profile_of([DEAR, FREE, DEAR], FREE, {3: DEAR, 4: 0.5 * DEAR}),
+    3: profile_of([DEAR, DEAR, DEAR], DEAR, {3: 3 * DEAR, 4: FREE}),
+}
+
+
+@pytest.mark.parametrize("index", FORCING)
+@pytest.mark.parametrize("which", ["draft", "foreign_draft"])
+def test_absurd_costs_force_every_step(decode, prompts, plain, index, which, request):
+    draft = request.getfixturevalue(which)
+    out = decode(draft, prompts, 40, "flex", 0.0, profile=FORCING[index])
+    assert out.tokens == plain
+    assert {v for row in out.verify_lengths for v in row} == {VARIANTS[index].num_drafts}
+
+
+@pytest.mark.parametrize("which", ["draft", "foreign_draft"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_any_step_may_follow_any_other(begin, decode, prompts, which, temperature, request):
+    """Costs change from step to step, as no machine's do; ragged budgets and a stop token."""
+    settings = {"stops": [17, 40], "temperature": temperature}
+    budgets = [40, 0, 1, 40, 17, 40, 33, 40]
+    expected = decode(None, prompts, budgets, "ar", **settings)
+    rng = np.random.default_rng(5)
+    pairs = set()
+    draft = request.getfixturevalue(which)
+    for _ in range(6):
+        decoding = begin(draft, prompts, budgets, "flex", profile=any_profile(rng), **settings)
+        assert decoding.program.variants == VARIANTS
+        last = None
+        while bool(decoding.state.active.any()):
+            decoding.cost_model = dataclasses.replace(decoding.cost_model, profile=any_profile(rng))
+            state = decoding.state
+            index = choose(decoding.costs, state.record, state.block.survival, state.active)
+            pairs.add((last, int(index)))
+            last = int(index)
+            decoding.advance(1)
+        out = decoding.output()
+        assert (out.tokens, out.finish_reasons) == (expected.tokens, expected.finish_reasons)
+    assert {index for _, index in pairs} == {0, 1, 2, 3}
+    assert len(pairs) > 12  # Of twenty.
+
+
+def test_another_profile_compiles_nothing(begin, draft, prompts):
+    rng = np.random.default_rng(6)
+    begin(draft, prompts, 40, "flex", profile=any_profile(rng)).advance(10_000)
+    compiled = run._cache_size()
+    for _ in range(3):
+        begin(draft, prompts, 40, "flex", profile=any_profile(rng)).advance(10_000)
+    assert run._cache_size() == compiled
+
+
+def test_no_row_verifies_more_than_its_threshold_lets_it(decode, draft, prompts):
+    generous = FORCING[3]
+    out = decode(draft, prompts, 40, "flex", 0.3, profile=generous)
+    fixed = decode(draft, prompts, 40, "parallel", 0.3)
+    assert out.verify_lengths == fixed.verify_lengths
+    assert out.acceptance_lengths == fixed.acceptance_lengths
+
+
+def test_rejection_is_repeatable_and_leaves_greedy_rows_alone(decode, draft, prompts, plain):
+    settings = {
+        "sampling": "rejection",
+        "temperature": [0.0, 1.0, 0.7, 1.5, 0.0, 1.0, 2.0, 1.0],
+        "profile": any_profile(np.random.default_rng(7)),
+    }
+    first, second = (decode(draft, prompts, 40, "flex", 0.0, **settings) for _ in range(2))
+    assert first == second
+    assert first.tokens[0] == plain[0] and first.tokens[4] == plain[4]
+
+
+def test_flex_is_the_default_and_without_a_draft_it_is_plain(target, prompts):
+    out = fd.generate(target, None, prompts[:2], 12)
+    assert out == fd.generate(target, None, prompts[:2], 12, schedule="ar")
+
+
+@pytest.mark.parametrize(("rate", "tau"), [(1.0, 5.0), (0.5, 1.9375)])
+def test_forced_acceptance_is_what_was_asked_for(decode, draft, prompts, rate, tau):
+    """1 + rate + rate^2 + ... + rate^4; the tokens mean nothing, their number is the budget."""
+    out = decode(draft, prompts, 40, "sequential", 0.0, forced_acceptance=rate)
+    assert out.tau == pytest.approx(tau, rel=0.0 if rate == 1 else 0.15)
+    assert [len(row) for row in out.tokens] == [40] * 8
