@@ -4,17 +4,24 @@ from flexdraft_jax.assets import load_default
 from flexdraft_jax.checkpoints.draft import load_draft, save_draft
 from flexdraft_jax.checkpoints.hf import load_target, save_target
 from flexdraft_jax.config import DraftConfig, RopeScaling, TargetConfig
-from flexdraft_jax.decoding.generate import GenerateOutput, generate, stream
+from flexdraft_jax.decoding.batch import GenerateOutput
+from flexdraft_jax.decoding.engine import Answer, DecodeEngine, Update
+from flexdraft_jax.decoding.generate import generate, stream
+from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.models.draft import Draft, init_draft
 from flexdraft_jax.models.target import Target, init_target
 
 __all__ = [
+    "Answer",
+    "DecodeEngine",
     "Draft",
     "DraftConfig",
     "GenerateOutput",
+    "Request",
     "RopeScaling",
     "Target",
     "TargetConfig",
+    "Update",
     "generate",
     "init_draft",
     "init_target",

@@ -11,6 +11,7 @@ line is a ValueError that begins with a kind, then a colon and what was found, s
 counted by kind.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,6 +108,20 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
+def whole_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Yields every line but one that an interruption has left without its end."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+def keep_whole_lines(path: str | os.PathLike[str], count: int | None = None) -> None:
+    """Cuts a file off behind that many lines, or behind the last whole one; makes it if need be."""
+    open(path, "ab").close()
+    os.truncate(path, sum(map(len, itertools.islice(whole_lines(path), count))))
+
+
 def count_lines(path: str | os.PathLike[str]) -> int:
     """How many lines :func:`read_lines` yields."""
     return sum(1 for _ in read_lines(path))
@@ -125,24 +140,13 @@ def parse_line(line: bytes) -> Document:
     Raises:
       ValueError: it is in none of them.
     """
-    if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"line too long: more than {MAX_LINE_BYTES} bytes")
-    try:
-        fields = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
-    except RecursionError as error:
-        raise ValueError("not JSON that can be read: nested too deep") from error
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"not an object: {_named(fields)} in place of one")
+    fields = parse_object(line)
     domain = _text(fields.get("domain", ""), "domain")
     if "tokens" in fields:
         return _tokenized(fields, domain)
     if "messages" in fields:
-        messages = _messages(fields["messages"], "messages", ("role", "content"))
-    elif "conversations" in fields:
+        return Conversation(parse_messages(fields["messages"]), domain)
+    if "conversations" in fields:
         messages = _messages(fields["conversations"], "conversations", ("from", "value"))
     elif "prompt" in fields:
         sides = {"user": "prompt", "assistant": "response"}
@@ -161,6 +165,38 @@ def parse_line(line: bytes) -> Document:
         raise ValueError(f"no known field: needs {known}, has {', '.join(fields) or 'none'}"[:300])
     _check_turns(messages)
     return Conversation(messages, domain)
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Reads the JSON object of one line.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"line too long: more than {MAX_LINE_BYTES} bytes")
+    try:
+        fields = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read: nested too deep") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"not an object: {_named(fields)} in place of one")
+    return fields
+
+
+def parse_messages(value: Any) -> tuple[Message, ...]:
+    """Reads the `messages` of a line.
+
+    Raises:
+      ValueError: they are no conversation.
+    """
+    messages = _messages(value, "messages", ("role", "content"))
+    _check_turns(messages)
+    return messages
 
 
 def _skip_rest(file: BinaryIO, line: bytes) -> None:

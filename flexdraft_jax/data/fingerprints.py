@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,29 @@ def check_recorded(path: Path, settings: dict[str, Any]) -> None:
             + "; ".join(f"{name} was {before.get(name)}, is {settings[name]}" for name in different)
             + "; choose another output, or remove all that this one has left"
         )
+
+
+def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] = ()) -> None:
+    """Records beside a file what it is made with, or checks that it is what it was.
+
+    Args:
+      output: the file; it need not be there.
+      settings: what it is made with.
+      parts: of it, that are there already.
+
+    Raises:
+      ValueError: the file was begun with other settings, or is some other file.
+    """
+    recorded = output.with_name(f"{output.name}.settings.json")
+    # Asked in this order, as another process may begin just now: with its settings.
+    begun = output.exists() or bool(parts)
+    if begun and not recorded.exists():
+        raise ValueError(
+            f"output={os.fspath(output)!r}: there is another file of that name, or work begun with "
+            "settings that nobody knows"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_recorded(recorded, settings)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

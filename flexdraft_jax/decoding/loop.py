@@ -1,13 +1,23 @@
-"""The compiled programs: prefill, and the `while_loop` around a step."""
+"""The compiled programs: reading prompts, admitting rows, and the `while_loop` around a step."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.acceptance import Verdict
-from flexdraft_jax.decoding.state import DecodeState
+from flexdraft_jax.decoding.sampling import RowSampling
+from flexdraft_jax.decoding.state import (
+    LOADING,
+    RUNNING,
+    DecodeState,
+    init_state,
+    put_rows,
+    take_rows,
+)
 from flexdraft_jax.decoding.steps import (
     DecodeProgram,
     Variables,
@@ -16,38 +26,96 @@ from flexdraft_jax.decoding.steps import (
     step,
     target_token,
 )
-from flexdraft_jax.models.cache import commit
+from flexdraft_jax.models.cache import Cache, commit
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
-def prefill(
+def read_prompt_chunk(
     program: DecodeProgram,
     variables: Variables,
     state: DecodeState,
-    prompts: jax.Array,
-    prompt_length: jax.Array,
+    rows: jax.Array | None,
+    tokens: jax.Array,
+    count: jax.Array,
+    last: jax.Array,
 ) -> DecodeState:
-    """Reads the prompts, emits each row's first token and drafts its first candidate block.
+    """Reads the next part of some rows' prompts, behind what they have read.
+
+    A row whose prompt ends with it emits its first token and drafts its first candidate block.
 
     Args:
         program: the compiled choices.
         variables: target and draft parameters.
-        state: fresh from `init_state`; donated.
-        prompts: [B, P], padded on the right with any token of the vocabulary. P <= S.
-        prompt_length: [B] tokens, at least 1.
+        state: donated.
+        rows: [R] rows that are loading, each once, or B for none; None stands for all rows, none
+            of which may be running.
+        tokens: [R, P], padded on the right with any token of the vocabulary.
+        count: [R] tokens to read of each, up to P; 0 reads nothing.
+        last: [R] bool, whether the prompt ends with them.
     """
-    clean = program.apply(variables, "clean_pass", prompts, state.length, state.cache)
-    last = jnp.take_along_axis(clean.hidden, (prompt_length - 1)[:, None, None], axis=1)
-    logits = program.apply(variables, "target_logits", last)  # [B, 1, V]
-    bonus = target_token(program, logits, state, prompt_length[:, None])[:, 0]
-    state = dataclasses.replace(
-        state,
-        cache=commit(state.cache, clean.fresh, state.length, state.active),
-        length=prompt_length,
+    part = state if rows is None else take_rows(state, rows)
+    clean = program.apply(variables, "clean_pass", tokens, part.length, part.cache)
+    part = dataclasses.replace(
+        part,
+        cache=commit(part.cache, clean.fresh, part.length, count > 0),
+        length=part.length + count,
+        finish_reason=jnp.where(
+            last & (part.finish_reason == LOADING), RUNNING, part.finish_reason
+        ),
     )
-    state = first_block(program, variables, state, bonus)
+    end = jnp.maximum(count - 1, 0)[:, None, None]
+    hidden = jnp.take_along_axis(clean.hidden, end, axis=1)  # [R, 1, E]
+    logits = program.apply(variables, "target_logits", hidden)
+    bonus = target_token(program, logits, part, part.length[:, None])[:, 0]
+    # A row that reads on gets a block that means nothing, and another one later.
+    part = first_block(program, variables, part, bonus)
     # The prompt's own token is the bonus of no step.
-    return emit(state, Verdict(jnp.zeros_like(bonus), bonus))
+    part = emit(part, Verdict(jnp.zeros_like(bonus), bonus))
+    if rows is None:
+        return part
+    # Always true, but it makes the write wait for every read of the old cache, as in a step.
+    return put_rows(state, jnp.where(bonus >= 0, rows, len(state.length)), part)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "block_size"), donate_argnames="state")
+def admit(
+    config: TargetConfig,
+    block_size: int,
+    state: DecodeState,
+    admitted: jax.Array,
+    budget: jax.Array,
+    stop_token_ids: jax.Array,
+    confidence_threshold: jax.Array,
+    sampling: RowSampling,
+) -> DecodeState:
+    """Starts some rows over with other requests, whose prompts are still to be read.
+
+    Args:
+        config: the target's.
+        block_size: n.
+        state: donated.
+        admitted: [B] bool, rows to start over. The settings of the others must be what they were.
+        budget: [B], as for `init_state`, like the rest.
+        stop_token_ids: [B, M].
+        confidence_threshold: [B].
+        sampling: of the B rows.
+    """
+    settings: dict[str, Any] = {
+        "budget": budget,
+        "stop_token_ids": stop_token_ids,
+        "confidence_threshold": confidence_threshold,
+        "sampling": sampling,
+    }
+    fresh = init_state(config, state.cache, block_size=block_size, **settings)
+
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(admitted.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    # The cache may keep what it holds: a row of length 0 sees none of it.
+    nothing = Cache((), ())
+    old = dataclasses.replace(state, **settings, cache=nothing)
+    chosen = jax.tree.map(choose, old, dataclasses.replace(fresh, cache=nothing))
+    return dataclasses.replace(chosen, cache=state.cache)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
@@ -56,29 +124,36 @@ def run(
     variables: Variables,
     state: DecodeState,
     max_steps: jax.Array,
+    min_active: jax.Array,
     costs: jax.Array | None = None,
-) -> DecodeState:
-    """Decodes until every row is finished, `max_steps` are done, or a row's cache is full.
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """Decodes until `max_steps` are done, too few rows are left, or a row's cache is full.
 
     Full means that fewer than n slots are left, so that the next block might not fit; a caller
-    that comes back with a grown cache goes on from there.
+    that comes back with a larger cache goes on from there.
 
     Args:
         program: the compiled choices.
         variables: target and draft parameters.
-        state: after `prefill`; donated.
+        state: donated.
         max_steps: scalar.
-        costs: [variants] of a step of each, by which flex chooses; None takes the smallest that
-            verifies all that is to be verified.
+        min_active: scalar, at least 1; decodes while this many rows are running.
+
+    Returns:
+        The state, how many steps were done, and whether a running row's cache is full.
     """
+
+    def full(state: DecodeState) -> jax.Array:
+        needed = state.length + program.block_size
+        return jnp.any(state.active & (needed > state.cache.num_slots))
 
     def cond_fn(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
         done, state = carry
-        full = state.length + program.block_size > state.cache.num_slots
-        return (done < max_steps) & jnp.any(state.active) & ~jnp.any(state.active & full)
+        return (done < max_steps) & (jnp.sum(state.active) >= min_active) & ~full(state)
 
     def body_fn(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         done, state = carry
         return done + 1, step(program, variables, state, costs)
 
-    return jax.lax.while_loop(cond_fn, body_fn, (jnp.int32(0), state))[1]
+    done, state = jax.lax.while_loop(cond_fn, body_fn, (jnp.int32(0), state))
+    return state, done, full(state)

@@ -119,6 +119,26 @@ def check_requests(
     return requests
 
 
+def check_request(config: TargetConfig, request: Request) -> Request:
+    """One row by itself, in its usual types; raises as `check_requests` does."""
+    if not isinstance(request, Request):
+        raise TypeError(f"{request!r} is a {type(request).__name__}: must be a Request")
+    (checked,) = check_requests(
+        config,
+        [request.prompt],
+        [request.budget],
+        request.confidence_threshold,
+        request.stop_token_ids,
+        temperature=[request.temperature],
+        top_k=[request.top_k],
+        top_p=[request.top_p],
+        min_p=[request.min_p],
+        seed=[request.seed],
+        row_ids=[request.row_id],
+    )
+    return checked
+
+
 def check_settings(
     target: Target,
     draft: Draft | None,

@@ -1,18 +1,22 @@
 """Everything that changes while a batch is decoded: one pytree, donated from call to call."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.flex import Record, empty_record
 from flexdraft_jax.decoding.sampling import RowSampling
-from flexdraft_jax.models.cache import Cache, init_cache
-from flexdraft_jax.parallel.axes import array_field
+from flexdraft_jax.models.cache import Cache
+from flexdraft_jax.parallel.axes import array_field, logical_axes
 
-# Values of `DecodeState.finish_reason`.
-RUNNING, STOP, LENGTH = 0, 1, 2
+# Values of `DecodeState.finish_reason`. A LOADING row has not read all of its prompt.
+RUNNING, STOP, LENGTH, LOADING = 0, 1, 2, 3
+
+# Axes as long as the cache: a row emits no more tokens, and takes no more steps, than fit into it.
+_CACHE_LONG = ("slots", "output")
 
 
 @flax.struct.dataclass
@@ -43,17 +47,17 @@ class DecodeState:
         cache: keys and values of committed tokens.
         block: the candidates of the next step.
         length: [B] int32, tokens of the row in the cache.
-        tokens: [B, O] int32, emitted tokens.
+        tokens: [B, S] int32, emitted tokens.
         num_emitted: [B] int32, how many of them there are.
         budget: [B] int32, how many there may be.
         stop_token_ids: [B, M] int32, tokens that end the row; -1 is none.
         confidence_threshold: [B] float32, for the choice of v; 0 verifies every draft.
         sampling: how each row's tokens are drawn.
         record: what each row's drafts have been worth.
-        finish_reason: [B] int32, RUNNING, STOP or LENGTH. A row that is not running is frozen.
+        finish_reason: [B] int32, RUNNING, STOP, LENGTH or LOADING. Only running rows are decoded.
         num_steps: [B] int32, steps the row took part in.
-        acceptance_lengths: [B, O] int32, a + 1 of each of them.
-        verify_lengths: [B, O] int32, v of each of them.
+        acceptance_lengths: [B, S] int32, a + 1 of each of them.
+        verify_lengths: [B, S] int32, v of each of them.
     """
 
     cache: Cache
@@ -79,28 +83,24 @@ class DecodeState:
 
 def init_state(
     config: TargetConfig,
+    cache: Cache,
     *,
     block_size: int,
-    num_slots: int,
-    output_size: int,
     budget: jax.Array,
     stop_token_ids: jax.Array,
     confidence_threshold: jax.Array,
     sampling: RowSampling,
-    dtype: DTypeLike,
 ) -> DecodeState:
-    """A batch before prefill. A row with budget 0 is finished from the start.
+    """A batch that has read nothing. A row with budget 0 is finished from the start.
 
     Args:
         config: the target's.
+        cache: of B rows; what it holds counts for nothing.
         block_size: n; 1 where nothing is drafted.
-        num_slots: S.
-        output_size: O, at least the largest budget.
         budget: [B] tokens to emit at most.
         stop_token_ids: [B, M], padded with -1.
         confidence_threshold: [B].
         sampling: of the B rows.
-        dtype: of the cache and hidden states.
     """
     batch = budget.shape[0]
 
@@ -108,23 +108,67 @@ def init_state(
         return jnp.zeros((batch, *shape), jnp.int32)
 
     return DecodeState(
-        cache=init_cache(config, batch, num_slots, dtype),
+        cache=cache,
         length=zeros(),
         block=CandidateBlock(
             tokens=zeros(block_size),
             verify_length=zeros(),
             survival=jnp.zeros((batch, block_size - 1)),
-            hidden=jnp.zeros((batch, block_size, config.hidden_size), dtype),
+            hidden=jnp.zeros((batch, block_size, config.hidden_size), cache.keys[0].dtype),
         ),
-        tokens=zeros(output_size),
+        tokens=zeros(cache.num_slots),
         num_emitted=zeros(),
         budget=budget,
         stop_token_ids=stop_token_ids,
         confidence_threshold=confidence_threshold,
         sampling=sampling,
         record=empty_record(batch, block_size),
-        finish_reason=jnp.where(budget > 0, RUNNING, LENGTH).astype(jnp.int32),
+        finish_reason=jnp.where(budget > 0, LOADING, LENGTH).astype(jnp.int32),
         num_steps=zeros(),
-        acceptance_lengths=zeros(output_size),
-        verify_lengths=zeros(output_size),
+        acceptance_lengths=zeros(cache.num_slots),
+        verify_lengths=zeros(cache.num_slots),
+    )
+
+
+def resize(state: DecodeState, num_slots: int) -> DecodeState:
+    """The same rows with more slots, or with fewer: then no row may hold more tokens than that.
+
+    Each old array is freed when its successor is there, so that two caches never are.
+    """
+
+    def fit(old: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        shape = _resized(old.shape, axes, num_slots)
+        if shape == old.shape:
+            return old
+        # Negative padding takes away.
+        padding = [(0, after - before, 0) for before, after in zip(old.shape, shape, strict=True)]
+        new = jax.lax.pad(old, jnp.zeros((), old.dtype), padding)
+        old.delete()
+        return new
+
+    return jax.tree.map(fit, state, logical_axes(state))
+
+
+def resized_shapes(state: DecodeState, num_slots: int) -> DecodeState:
+    """What `resize` would give, with a `jax.ShapeDtypeStruct` for every array."""
+
+    def shape(old: jax.Array, axes: tuple[str, ...]) -> Any:
+        return jax.ShapeDtypeStruct(_resized(old.shape, axes, num_slots), old.dtype)
+
+    return jax.tree.map(shape, state, logical_axes(state))
+
+
+def take_rows(state: DecodeState, rows: jax.Array) -> DecodeState:
+    """A state of the rows [R] alone; B stands for no row, and gives some row."""
+    return jax.tree.map(lambda array: array.at[rows].get(mode="clip"), state)
+
+
+def put_rows(state: DecodeState, rows: jax.Array, part: DecodeState) -> DecodeState:
+    """The state with the rows [R] in their places; those at B are dropped."""
+    return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state, part)
+
+
+def _resized(shape: tuple[int, ...], axes: tuple[str, ...], num_slots: int) -> tuple[int, ...]:
+    return tuple(
+        num_slots if axis in _CACHE_LONG else size for size, axis in zip(shape, axes, strict=True)
     )

@@ -27,7 +27,13 @@ from flexdraft_jax.decoding.confidence import (
     survival_curve,
 )
 from flexdraft_jax.decoding.costs import Variant
-from flexdraft_jax.decoding.flex import Record, choose_variant, note_block, note_verdict
+from flexdraft_jax.decoding.flex import (
+    Record,
+    choose_variant,
+    empty_record,
+    note_block,
+    note_verdict,
+)
 from flexdraft_jax.decoding.sampling import (
     Purpose,
     draw_token,
@@ -73,6 +79,11 @@ class DecodeProgram:
     def drafts(self) -> bool:
         """Whether any step drafts."""
         return any(variant.drafts for variant in self.variants)
+
+    @property
+    def num_groups(self) -> int:
+        """G, the most mask groups of a row in one pass."""
+        return max((v.num_drafts + 1 for v in self.variants if v.schedule == "parallel"), default=1)
 
     def for_prefill(self) -> "DecodeProgram":
         """The choices that prefill depends on, so that schedules share its compilation."""
@@ -184,12 +195,13 @@ def next_block(
 def first_block(
     program: DecodeProgram, variables: Variables, state: DecodeState, bonus: jax.Array
 ) -> DecodeState:
-    """Drafts the candidates behind a prompt that has just been committed."""
+    """Drafts the candidates behind a prompt that has just been committed; its record begins."""
     if not program.drafts:
         return dataclasses.replace(state, block=undrafted_block(state.block, bonus))
     hidden = draft_group(program, variables, state)
     block = next_block(program, variables, state, hidden, bonus)
-    return dataclasses.replace(state, block=block, record=note_block(state.record, block.survival))
+    record = note_block(empty_record(len(bonus), program.block_size), block.survival)
+    return dataclasses.replace(state, block=block, record=record)
 
 
 def emit(state: DecodeState, verdict: Verdict) -> DecodeState:

@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flexdraft_jax.data.chat import encode_turn
-from flexdraft_jax.decoding.generate import GenerateOutput, stream
+from flexdraft_jax.data import chat
+from flexdraft_jax.data.chat import Message
+from flexdraft_jax.decoding.batch import GenerateOutput
+from flexdraft_jax.decoding.generate import stream
 from flexdraft_jax.evaluation.decode_speed import decode_table, measure_decoding, schedule_method
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.tables import Table
@@ -74,29 +76,38 @@ class StreamedAnswer:
         )
 
 
-def encode_prompt(models: Models, prompt: str, *, raw: bool = False) -> list[int]:
+def encode_prompt(
+    models: Models,
+    prompt: str | Sequence[Message],
+    *,
+    raw: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """A prompt as tokens.
 
     Args:
         models: with the tokenizer.
-        prompt: text.
-        raw: take the text as it is instead of as a user's turn.
+        prompt: text, or messages of which the user's is the last.
+        raw: take a text as it is instead of as a user's turn.
+        template_kwargs: variables of the chat template.
 
     Raises:
-        ValueError: an empty prompt, or a tokenizer without a chat template.
+        ValueError: an empty prompt, a tokenizer without a chat template, or one whose template
+            refuses the messages.
     """
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise ValueError(f"prompt={prompt!r} is not valid Unicode: was it UTF-8?")
-    if raw:
-        tokens = models.tokenizer.encode(prompt)
-        if not tokens:
-            raise ValueError("prompt is empty: must hold at least one character")
-        return tokens
+    if isinstance(prompt, str):
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise ValueError(f"prompt={prompt!r} is not valid Unicode: was it UTF-8?")
+        if not prompt:
+            raise ValueError("prompt must not be empty")
+        if raw:
+            return list(models.tokenizer.encode(prompt))
+        prompt = [Message("user", prompt)]
     if not models.tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer of {models.name} has no chat template: give the prompt raw (--raw)"
         )
-    return encode_turn(models.tokenizer, prompt, None).tokens
+    return chat.encode_prompt(models.tokenizer, prompt, template_kwargs)
 
 
 def answer_live(

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.held_out import HeldOutPrompt, distinct_ngrams
 from flexdraft_jax.data.word_problems import parse_answer
-from flexdraft_jax.decoding.generate import sizes_for, start
+from flexdraft_jax.decoding.batch import sizes_for, start
 from flexdraft_jax.decoding.requests import block_size_of, check_requests
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.models.draft import Draft

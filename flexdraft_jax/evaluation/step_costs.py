@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from flexdraft_jax.decoding.batch import Sizes, start
 from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
-from flexdraft_jax.decoding.generate import Sizes, start
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, Spread, interleave, ratios, silent
@@ -245,7 +245,7 @@ class StepTimer:
             [row] * batch_size,
             "ar" if block_size == 1 else "sequential",
             None if block_size == 1 else block_size,
-            sizes=Sizes(prompt=8, output=num_slots, slots=num_slots),
+            sizes=Sizes(prompt=8, slots=num_slots, max_slots=num_slots),
         )
         program = dataclasses.replace(decoding.program, variants=(variant.compiled,))
         self._decoding = dataclasses.replace(decoding, program=program)
@@ -257,7 +257,7 @@ class StepTimer:
         state = jax.block_until_ready(jax.tree.map(jnp.copy, self._decoding.state))
         decoding = dataclasses.replace(self._decoding, state=state)
         start_time = time.perf_counter()
-        decoding.advance(self._num_steps)
+        decoding.run(self._num_steps)
         jax.block_until_ready(decoding.state)
         elapsed = time.perf_counter() - start_time
         return elapsed / int(jnp.max(decoding.state.num_steps))

@@ -87,15 +87,3 @@ def commit(
         keys=tuple(write(old, new.keys) for old, new in zip(cache.keys, fresh, strict=True)),
         values=tuple(write(old, new.values) for old, new in zip(cache.values, fresh, strict=True)),
     )
-
-
-def grow(cache: Cache, num_slots: int) -> Cache:
-    """The same cache with more slots.
-
-    Raises:
-        ValueError: fewer slots than it has.
-    """
-    extra = num_slots - cache.num_slots
-    if extra < 0:
-        raise ValueError(f"num_slots={num_slots}: the cache already has {cache.num_slots}")
-    return jax.tree.map(lambda array: jnp.pad(array, ((0, 0), (0, 0), (0, extra), (0, 0))), cache)

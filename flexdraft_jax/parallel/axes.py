@@ -15,7 +15,7 @@ LOGICAL_AXES = {
     "batch": "B, rows that are decoded or trained together",
     "block": "n, tokens of a candidate block, or mask tokens of a group",
     "slots": "S, positions of the key/value cache",
-    "output": "emitted tokens of a row, or steps it took part in",
+    "output": "S as well: emitted tokens of a row, or steps it took part in",
     "stops": "stop tokens of a row",
     "embed": "E, model width",
     "heads": "N*H, all query heads of a projection",

@@ -25,9 +25,9 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from flexdraft_jax.data.conversations import Rejected, read_lines
+from flexdraft_jax.data.conversations import Rejected, keep_whole_lines, read_lines, whole_lines
 from flexdraft_jax.data.fingerprints import (
-    check_recorded,
+    claim_output,
     file_digest,
     target_fingerprint,
     tokenizer_fingerprint,
@@ -131,17 +131,8 @@ def begin(path: Path, output: Path, writer: Writer) -> None:
     Raises:
         ValueError: `output` was begun with other settings, or is some other file.
     """
-    settings = _beside(output, "settings.json")
-    # Asked in this order, as another process may begin just now: with its settings.
-    begun = output.exists() or bool(_parts(output))
-    if begun and not settings.exists():
-        raise ValueError(
-            f"output={os.fspath(output)!r}: there is another file of that name, or work begun with "
-            "settings that nobody knows"
-        )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    check_recorded(
-        settings,
+    claim_output(
+        output,
         {
             "input": file_digest(path),
             "target": target_fingerprint(writer.target),
@@ -150,6 +141,7 @@ def begin(path: Path, output: Path, writer: Writer) -> None:
             "max_new_tokens": writer.max_new_tokens,
             "template_kwargs": dict(writer.template_kwargs),
         },
+        _parts(output),
     )
 
 
@@ -172,7 +164,7 @@ def write_part(
         track: shows progress.
     """
     part = _beside(output, f"part-{process_index:05d}-of-{process_count:05d}")
-    _drop_torn_line(part)
+    keep_whole_lines(part)
     done = {number for other in _parts(output) for number in _numbers(other)}
 
     def mine(number: int) -> bool:
@@ -198,7 +190,7 @@ def merge_parts(path: Path, output: Path) -> RegenerateReport:
     places: dict[int, tuple[Path, int]] = {}
     for part in _parts(output):
         offset = 0
-        for line in _whole_lines(part):
+        for line in whole_lines(part):
             places[_number(line)] = (part, offset)
             offset += len(line)
     wanted = [number for number, _ in read_lines(path)]
@@ -233,21 +225,8 @@ def _parts(output: Path) -> list[Path]:
     return sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*-of-*"))
 
 
-def _drop_torn_line(part: Path) -> None:
-    """Cuts off what an interruption left of a line."""
-    if part.exists():
-        os.truncate(part, sum(map(len, _whole_lines(part))))
-
-
-def _whole_lines(part: Path) -> Iterator[bytes]:
-    with part.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield line
-
-
 def _numbers(part: Path) -> Iterator[int]:
-    return map(_number, _whole_lines(part))
+    return map(_number, whole_lines(part))
 
 
 def _number(record: bytes) -> int:

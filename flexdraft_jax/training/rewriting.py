@@ -16,13 +16,15 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.data.chat import EncodedTurn, Message, encode_prompt
 from flexdraft_jax.data.conversations import Document, PlainText, parse_line, reject
 from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
-from flexdraft_jax.decoding.generate import Sizes, bucket, start
+from flexdraft_jax.decoding.batch import Sizes, bucket, slot_bucket, start
 from flexdraft_jax.decoding.requests import check_requests, check_settings
 from flexdraft_jax.evaluation.measure import block_size_of, decode_text
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 
 Record = dict[str, Any]
+
+_PROMPT_CHUNK = 512  # Tokens of each prompt in one pass.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +139,9 @@ def _decode(writer: Writer, prompts: Sequence[list[int]], size: int) -> list[_Re
     requests += [filler] * (writer.batch_size - len(requests))
     block_size = block_size_of(writer.draft, schedule, None)
     sizes = Sizes(
-        prompt=size,
-        output=bucket(writer.max_new_tokens),
-        slots=bucket(size + writer.max_new_tokens + block_size),
+        prompt=min(size, _PROMPT_CHUNK),
+        slots=slot_bucket(size + block_size),
+        max_slots=slot_bucket(size + writer.max_new_tokens + block_size),
     )
     decoding = start(target, writer.draft, requests, schedule, sizes=sizes)
     decoding.advance(writer.max_new_tokens)

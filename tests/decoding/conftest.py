@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.generate import Decoding, Sizes, start
+from flexdraft_jax.decoding.batch import Decoding, Sizes, start
 from flexdraft_jax.decoding.requests import check_requests
 
 # A sliding window in the middle layer, more heads than width, and D = 2 of 3 layers drafting.
@@ -26,7 +26,7 @@ CONFIG = fd.TargetConfig(
     layer_windows=(None, 9, None),
     max_position_embeddings=256,
 )
-SIZES = Sizes(prompt=16, output=48, slots=64)
+SIZES = Sizes(prompt=16, slots=64, max_slots=128)
 BLOCK_SIZE = 5
 ROW_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed", "row_ids")
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexdraft_jax.decoding.acceptance import accept_matching
+from flexdraft_jax.decoding.batch import bucket, slot_bucket, variants_of
 from flexdraft_jax.decoding.confidence import choose_verify_length, slot_confidence
-from flexdraft_jax.decoding.generate import bucket, variants_of
 
 ROWS, SIZE = 3, 6
 
@@ -68,3 +68,4 @@ def test_variants_end_at_all_drafts(block_size):
 @given(st.integers(1, 10_000))
 def test_bucket_holds_its_size_with_little_padding(size):
     assert size <= bucket(size) <= max(32, 1.5 * size)
+    assert size <= slot_bucket(size) <= max(128, 2 * size - 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.generate import Sizes, start
+from flexdraft_jax.decoding.batch import Sizes, start
 from flexdraft_jax.decoding.requests import check_requests
 
 REFERENCES = Path(__file__).parents[1] / "references"
@@ -25,7 +25,7 @@ def test_equals_hugging_face(family, schedule):
     expected = np.load(REFERENCES / family / "expected.npz")
     prompts = expected["tokens"][:, :PROMPT_LENGTH].tolist()
     new_ids = expected["new_ids"].tolist()
-    sizes = Sizes(prompt=16, output=32, slots=64)
+    sizes = Sizes(prompt=16, slots=64, max_slots=64)
     requests = check_requests(target.config, prompts, len(new_ids[0]), 0.0, None)
     decoding = start(target, draft, requests, schedule, sizes=sizes)
     decoding.advance(1_000)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.generate import Sizes, start
+from flexdraft_jax.decoding.batch import Sizes, start
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
 from flexdraft_jax.models.target import TargetModel
@@ -19,7 +19,7 @@ from flexdraft_jax.models.target import TargetModel
 GOLDEN = Path(__file__).parents[1] / "golden"
 PAIRS = ("bytes-h64", "bpe-h96")
 SCHEDULES = ("parallel", "sequential")
-SIZES = Sizes(prompt=48, output=96, slots=144)
+SIZES = Sizes(prompt=48, slots=144, max_slots=256)
 
 
 def load_cases() -> list[dict]:

@@ -1,18 +1,17 @@
 """The compiled loop: frozen rows, one trace, an aliased cache, growth."""
 
-import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.generate import Sizes
-from flexdraft_jax.decoding.loop import prefill, run
+from flexdraft_jax.decoding.batch import Sizes
+from flexdraft_jax.decoding.loop import read_prompt_chunk, run
+from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.state import RUNNING
-from flexdraft_jax.models.cache import grow
+from flexdraft_jax.models.cache import Cache
 from flexdraft_jax.parallel.axes import logical_axes
 
 
@@ -47,26 +46,91 @@ def test_stream_yields_growing_prefixes(target, draft, prompts):
         assert shorter.finish_reasons == ["running"]
 
 
-def test_a_full_cache_returns_and_goes_on_when_grown(begin, decode, draft, prompts):
+def test_a_full_cache_grows_and_nothing_is_done_twice(begin, decode, draft, prompts):
     expected = decode(draft, prompts, 40, "sequential")
-    small = Sizes(prompt=16, output=48, slots=32)
-    decoding = begin(draft, prompts, 40, "sequential", sizes=small)
+    decoding = begin(
+        draft, prompts, 40, "sequential", sizes=Sizes(prompt=16, slots=32, max_slots=128)
+    )
+    done, full = decoding.run(10_000)
+    assert full and done < max(map(len, expected.acceptance_lengths))
+    assert bool((decoding.state.active & (decoding.state.length + 5 > 32)).any())
+    assert decoding.run(10_000) == (0, True)
     decoding.advance(10_000)
-    paused = decoding.state
-    assert bool(paused.active.any())
-    full = paused.length + 5 > 32
-    assert bool((full & paused.active).any())
-    decoding.state = dataclasses.replace(paused, cache=grow(paused.cache, 64))
-    decoding.advance(10_000)
+    assert decoding.num_slots == 128
     assert decoding.output() == expected
+
+
+def test_a_cache_may_shrink_to_what_rows_need(begin, decode, draft, prompts):
+    decoding = begin(draft, prompts, 40, "sequential")
+    decoding.advance(2)
+    before = decoding.state.cache
+    decoding.resize(32)
+    assert all(x.is_deleted() for x in jax.tree.leaves(before))
+    decoding.resize(64)
+    decoding.advance(10_000)
+    assert decoding.output() == decode(draft, prompts, 40, "sequential")
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_prompt_in_chunks_equals_one_in_one_piece(begin, decode, draft, prompts, size):
+    whole = begin(draft, prompts, [40, 0, *[40] * 6], "sequential")
+    chunks = begin(draft, prompts, [40, 0, *[40] * 6], "sequential", sizes=Sizes(size, 64, 128))
+    before, after = jax.device_get((whole.state, chunks.state))
+    assert before.length.tolist() == after.length.tolist() == list(map(len, prompts))
+    for old, new in zip(
+        (*before.cache.keys, *before.cache.values),
+        (*after.cache.keys, *after.cache.values),
+        strict=True,
+    ):
+        for row, length in enumerate(before.length):
+            np.testing.assert_allclose(old[row, :, :length], new[row, :, :length], atol=1e-5)
+    np.testing.assert_allclose(before.block.hidden, after.block.hidden, atol=1e-4)
+    np.testing.assert_array_equal(before.finish_reason, after.finish_reason)
+    chunks.advance(10_000)
+    whole.advance(10_000)
+    assert chunks.output() == whole.output()
+
+
+def test_rows_that_read_disturb_no_others(begin, draft, prompts):
+    """Rows 1 and 4 start over while the others are in the middle of their answers."""
+    budgets = [40, 1, 40, 40, 1, 40, 40, 40]
+    requests = [Request(tuple(prompt), 40, 0.3, row_id=i) for i, prompt in enumerate(prompts)]
+    undisturbed, decoding = (begin(draft, prompts, budgets, "sequential") for _ in range(2))
+    undisturbed.advance(4)
+    decoding.advance(2)
+    decoding.admit([1, 4], requests)
+    assert decoding.output().tokens[1] == [] and decoding.output().finish_reasons[1] == "running"
+    decoding.advance(2)
+    before, after = jax.device_get((undisturbed.state, decoding.state))
+    others = [0, 2, 3, 5, 6, 7]
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old[others], new[others])
+    decoding.read([4, 8], [prompts[4][:5], []], [False, False])
+    decoding.read([4, 1], [prompts[4][5:], prompts[1]], [True, True])
+    decoding.advance(10_000)
+    undisturbed.advance(10_000)
+    expected = begin(draft, prompts, 40, "sequential")
+    expected.advance(10_000)
+    assert decoding.output() == expected.output()
+
+
+def test_sizes_compiled_ahead_are_not_compiled_again(begin, draft, prompts, caplog):
+    settings = {"sizes": Sizes(16, 32, 128), "pruning_strategy": "min_confidence"}
+    decoding = begin(draft, prompts, 40, "sequential", **settings)
+    with jax.log_compiles():
+        assert list(decoding.compile_ahead(128)) == [32, 128]
+        assert sum("compilation of jit(run)" in line for line in caplog.messages) == 2
+        caplog.clear()
+        decoding.advance(10_000)
+        assert not [line for line in caplog.messages if "compilation of jit(run)" in line]
 
 
 def test_new_prompts_of_the_same_bucket_compile_nothing(target, draft, prompts):
     fd.generate(target, draft, prompts[2:4], 10)
-    compiled = run._cache_size(), prefill._cache_size()
+    compiled = run._cache_size(), read_prompt_chunk._cache_size()
     for other in ([[1], [2, 3, 4]], [[60] * 8, [0] * 7], [[5, 6], [7]]):
         fd.generate(target, draft, other, [9, 3], stop_token_ids=[4], confidence_threshold=0.5)
-    assert (run._cache_size(), prefill._cache_size()) == compiled
+    assert (run._cache_size(), read_prompt_chunk._cache_size()) == compiled
 
 
 @pytest.mark.parametrize(
@@ -77,16 +141,25 @@ def test_the_cache_is_updated_in_place(begin, draft, prompts, schedule, threshol
     """The compiled loop aliases the whole cache and copies none of it."""
     decoding = begin(draft, prompts, 40, schedule, threshold)
     cache = decoding.state.cache
-    compiled = run.lower(
-        decoding.program, decoding.variables, decoding.state, jnp.int32(8), decoding.costs
-    ).compile()
+    compiled = run.lower(*decoding._running(decoding.state, 8, 1)).compile()
+    assert copies_of(cache, compiled) == []
+
+
+def test_rows_are_read_into_the_cache_in_place(begin, draft, prompts):
+    decoding = begin(draft, prompts, 40, "sequential")
+    reading = decoding._reading(decoding.state, [3], [prompts[0]], [True])
+    compiled = read_prompt_chunk.lower(*reading).compile()
+    assert copies_of(decoding.state.cache, compiled) == []
+
+
+def copies_of(cache: Cache, compiled) -> list[str]:
+    """Instructions of a program that make a whole array of the cache anew."""
     cache_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
     assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
     shape = ",".join(map(str, cache.keys[0].shape))
     hlo = compiled.as_text()
     assert f"f32[{shape}]" in hlo  # or the search below could find nothing
-    copies = re.findall(rf"^.* = f32\[{shape}\]\S* (?:copy|transpose|pad)\(.*$", hlo, re.M)
-    assert copies == []
+    return re.findall(rf"^.* = f32\[{shape}\]\S* (?:copy|transpose|pad)\(.*$", hlo, re.M)
 
 
 def test_the_state_is_donated(begin, draft, prompts):

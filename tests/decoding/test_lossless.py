@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.generate import sizes_for
-from flexdraft_jax.decoding.requests import Request
 
 SCHEDULES = ("parallel", "sequential")
 
@@ -152,13 +150,12 @@ def test_other_block_sizes_than_the_trained_one(decode, draft, prompts, plain, b
 def test_a_row_that_fills_the_cache_to_its_last_slot(begin, foreign_draft, prompts):
     """prompt 16 + budget 45 + n 5 - 2 = 64 slots; without acceptance the last block ends in 63."""
     decoding = begin(foreign_draft, [prompts[1]] * 8, 45, "parallel", 0.0)
-    num_slots = decoding.state.cache.num_slots
-    assert sizes_for([Request(tuple(prompts[1]), 45)], 5).slots == num_slots == 64
+    num_slots = decoding.num_slots
     last = 0
     while bool(decoding.state.active.any()):
         last = int(decoding.state.length[decoding.state.active].max())
         decoding.advance(1)
-    assert last + 5 == num_slots
+    assert last + 5 == num_slots == decoding.num_slots
     out = decoding.output()
     assert out.tokens[0] == decode_longer(begin, prompts)[1][:45]
     assert out.finish_reasons[0] == "length"

@@ -13,9 +13,9 @@ from flexdraft_jax.decoding.requests import check_requests, check_settings
 
 @pytest.fixture(autouse=True)
 def nothing_is_compiled():
-    before = loop.run._cache_size(), loop.prefill._cache_size()
+    before = loop.run._cache_size(), loop.read_prompt_chunk._cache_size()
     yield
-    assert (loop.run._cache_size(), loop.prefill._cache_size()) == before
+    assert (loop.run._cache_size(), loop.read_prompt_chunk._cache_size()) == before
 
 
 @pytest.mark.parametrize(

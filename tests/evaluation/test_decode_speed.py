@@ -55,9 +55,9 @@ def test_same_bucket_takes_the_one_that_most_prompts_of_every_domain_are_in() ->
 
 
 def test_same_bucket_looks_at_the_whole_row_with_its_block() -> None:
-    # 31 + 62 tokens and a block of 5 fit into 96 slots, as the last two are never cached; 32 + 62
+    # 63 + 62 tokens and a block of 5 fit into 128 slots, as the last two are never cached; 64 + 62
     # do not.
-    rows = same_bucket({"a": [[0] * 30, [0] * 31, [0] * 32]}, 62, 5)
+    rows = same_bucket({"a": [[0] * 62, [0] * 63, [0] * 64]}, 62, 5)
     assert rows == {"a": [0, 1]}
 
 

@@ -3,8 +3,10 @@
 import importlib.util
 import io
 import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,50 @@ def test_measure_acceptance_writes_a_line_per_domain_and_temperature(
 def test_demo_ends_with_a_verdict(run_script, capsys) -> None:
     run_script("demo", BUDGET, "--num_prompts=2", "--num_timed=1", "--repeats=1")
     assert "Lossless: all 4 answers equal plain decoding" in capsys.readouterr().out
+
+
+def _requests(path: Path, count: int) -> Path:
+    """A file of requests of different lengths, a bad line among them."""
+    lines = [
+        json.dumps({"prompt": "x" * (i % 30 + 1), "max_new_tokens": 4 + 7 * i % 50, "id": i})
+        for i in range(count)
+    ]
+    path.write_text("\n".join([*lines[:5], "{", *lines[5:]]) + "\n")
+    return path
+
+
+def test_decode_file_answers_lines_and_says_how_many(run_script, tmp_path, capsys) -> None:
+    arguments = [
+        f"--input={_requests(tmp_path / 'in.jsonl', 12)}",
+        f"--output={tmp_path / 'out.jsonl'}",
+        f"--plot={tmp_path / 'plot.png'}",
+        "--batch_size=4",
+        "--max_length=128",
+    ]
+    run_script("decode_file", *arguments)
+    captured = capsys.readouterr()
+    assert "compiling for 4 rows of 128 tokens" in captured.err
+    assert "ended by error" in captured.out and "out.jsonl.stats.jsonl" in captured.out
+    assert (tmp_path / "plot.png").exists()
+    assert (tmp_path / "out.jsonl").read_text().count("\n") == 13
+
+
+@pytest.mark.slow
+def test_decode_file_loses_nothing_when_it_is_killed(directory, tmp_path) -> None:
+    command = [sys.executable, str(ROOT / "infer" / "decode_file.py")]
+    command += [f"--target={directory / 'target'}", f"--draft={directory / 'draft'}"]
+    command += [f"--input={_requests(tmp_path / 'in.jsonl', 150)}", "--temperature=0.7"]
+    start = time.monotonic()
+    subprocess.run([*command, f"--output={tmp_path / 'whole.jsonl'}"], check=True, timeout=300)
+    seconds = time.monotonic() - start
+    output, rng = tmp_path / "killed.jsonl", random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen([*command, f"--output={output}"])
+        time.sleep(rng.uniform(0.3, 1.0) * seconds)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, f"--output={output}"], check=True, timeout=300)
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_a_script_runs_on_its_own(directory) -> None:

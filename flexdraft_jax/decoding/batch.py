@@ -1,0 +1,452 @@
+"""A batch of rows between two calls of the compiled programs."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flexdraft_jax.decoding.costs import (
+    CostModel,
+    Profile,
+    Variant,
+    draft_buckets,
+    find_profile,
+    flex_variants,
+)
+from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
+from flexdraft_jax.decoding.memory import Work, check_memory
+from flexdraft_jax.decoding.requests import Request, check_settings
+from flexdraft_jax.decoding.sampling import RowSampling
+from flexdraft_jax.decoding.state import DecodeState, init_state, resize, resized_shapes
+from flexdraft_jax.decoding.steps import DecodeProgram, Variables
+from flexdraft_jax.models.cache import init_cache
+from flexdraft_jax.models.draft import Draft
+from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
+from flexdraft_jax.models.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOutput:
+    """What a batch was answered, one entry per row.
+
+    Attributes:
+        tokens: new token ids, up to the stop token (included) or the budget.
+        acceptance_lengths: a + 1 for each decoding step the row took part in. Not cut at a stop
+            token or at the budget, so the sum can exceed the number of new tokens; prefill, which
+            gives the first token, is no step.
+        verify_lengths: v for each of those steps.
+        finish_reasons: "stop" or "length"; "running" only in what `stream` yields on the way.
+    """
+
+    tokens: list[list[int]]
+    acceptance_lengths: list[list[int]]
+    verify_lengths: list[list[int]]
+    finish_reasons: list[str]
+
+    @property
+    def tau(self) -> float:
+        """Mean acceptance length over all steps of all rows; nan without any step."""
+        steps = [a for row in self.acceptance_lengths for a in row]
+        return float(np.mean(steps)) if steps else float("nan")
+
+
+# More steps than any row can take: each emits at least one token.
+ALL_STEPS = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Array sizes that programs are compiled for, in tokens.
+
+    Attributes:
+        prompt: P, of a row's prompt in one call; longer prompts take several.
+        slots: S, of the cache to begin with; it grows when a row needs more.
+        max_slots: S that is enough for every row.
+    """
+
+    prompt: int
+    slots: int
+    max_slots: int
+
+
+def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
+    """The buckets to begin with: room for every prompt and a block.
+
+    A row needs prompt + budget + n - 2 slots in the end: its last step is the one that emits token
+    `budget`, and writes n tokens behind the prompt and the first budget - 2 of the new ones.
+    """
+    longest = max(len(r.prompt) for r in requests)
+    whole = max(len(r.prompt) + r.budget for r in requests)
+    # So many tokens keep a device busy; more in one call only take more memory.
+    share = _TOKENS_PER_CALL // len(requests)
+    return Sizes(
+        prompt=min(bucket(longest, smallest=8), max(64, min(512, share))),
+        slots=slot_bucket(longest + block_size),
+        max_slots=slot_bucket(max(longest, whole - 2) + block_size),
+    )
+
+
+_TOKENS_PER_CALL = 2048
+_SIZES_AHEAD = 3
+
+
+@dataclasses.dataclass
+class Decoding:
+    """A batch between two calls of the compiled programs.
+
+    Attributes:
+        program: what is compiled.
+        variables: target and draft parameters.
+        state: donated to, and replaced by, every call.
+        sizes: that it was begun with.
+        sampling: "coupled" or "rejection", once there are rows with a temperature.
+        cost_model: what flex chooses by; None where a fixed schedule leaves no choice.
+    """
+
+    program: DecodeProgram
+    variables: Variables
+    state: DecodeState
+    sizes: Sizes
+    sampling: str
+    cost_model: CostModel | None
+
+    @property
+    def num_slots(self) -> int:
+        """S, of the cache as it is now."""
+        return self.state.cache.num_slots
+
+    def read_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Reads the prompts of all rows; all end in the last call, so that all begin together."""
+        size = self.sizes.prompt
+        num_calls = -(-max(map(len, prompts)) // size)
+        for behind in range((num_calls - 1) * size, -1, -size):
+            ends = [max(0, len(prompt) - behind) for prompt in prompts]
+            parts = [p[max(0, end - size) : end] for p, end in zip(prompts, ends, strict=True)]
+            self.read(None, parts, [behind == 0] * len(prompts))
+
+    def read(
+        self, rows: Sequence[int] | None, parts: Sequence[Sequence[int]], last: Sequence[bool]
+    ) -> None:
+        """Reads a part of the prompts of some rows.
+
+        Args:
+            rows: which, or B for none; None for all of them.
+            parts: up to P tokens of each.
+            last: whether the prompt of each ends with them.
+        """
+        self.state = read_prompt_chunk(*self._reading(self.state, rows, parts, last))
+
+    def admit(self, places: Sequence[int], requests: Sequence[Request]) -> None:
+        """Starts rows over with other requests.
+
+        Args:
+            places: of these rows.
+            requests: of all B rows; those of the others are what they were.
+        """
+        num_rows, num_stops = self.state.stop_token_ids.shape
+        self.program = _program_for(self.program, requests, self.sampling)
+        self.state = admit(
+            self.program.model.config,
+            self.program.block_size,
+            self.state,
+            np.isin(np.arange(num_rows), places),
+            **row_settings(requests, num_stops),
+        )
+
+    def advance(self, max_steps: int, min_active: int = 1) -> None:
+        """Decodes for `max_steps` more, or until fewer than `min_active` rows are running."""
+        while max_steps > 0:
+            done, full = self.run(max_steps, min_active)
+            max_steps -= done
+            if not full:
+                return
+            self.resize(self._next_size(self.num_slots))
+
+    def run(self, max_steps: int, min_active: int = 1) -> tuple[int, bool]:
+        """One call of the compiled loop: how many steps it did, and whether the cache is full."""
+        self.state, *ended = run(*self._running(self.state, max_steps, min_active))
+        done, full = jax.device_get(ended)
+        return int(done), bool(full)
+
+    def resize(self, num_slots: int) -> None:
+        """Gives every row this many cache slots; no row may hold more tokens."""
+        self.state = resize(self.state, num_slots)
+
+    def compile_ahead(self, num_slots: int, row_counts: Sequence[int] = ()) -> Iterator[int]:
+        """Compiles the programs for the present cache size and the next two.
+
+        More would take long, and often for nothing: a row may end long before its budget.
+
+        Args:
+            num_slots: S, of the largest size to compile for.
+            row_counts: rows of the calls of `read` that will come, if any.
+
+        Yields:
+            Each size, before it is compiled.
+        """
+        size = self.num_slots
+        for _ in range(_SIZES_AHEAD):
+            yield size
+            state = resized_shapes(self.state, size)
+            run.lower(*self._running(state, 1, 1)).compile()
+            for count in row_counts:
+                nothing: list[list[int]] = [[]] * count
+                reading = self._reading(state, [0] * count, nothing, [False] * count)
+                read_prompt_chunk.lower(*reading).compile()
+            if size >= num_slots:
+                return
+            size = self._next_size(size)
+
+    def _next_size(self, num_slots: int) -> int:
+        larger = slot_bucket(num_slots + 1, self.sizes.max_slots)
+        assert larger > num_slots
+        return larger
+
+    def _running(self, state: DecodeState, max_steps: int, min_active: int) -> tuple[Any, ...]:
+        """The arguments of `run`."""
+        costs = None
+        if self.cost_model is not None:
+            here = self.cost_model.at(len(state.length), state.cache.num_slots)
+            costs = np.array([here.of(v) for v in self.program.variants], np.float32)
+        limits = np.int32(max_steps), np.int32(min_active)
+        return self.program, self.variables, state, *limits, costs
+
+    def _reading(
+        self,
+        state: DecodeState,
+        rows: Sequence[int] | None,
+        parts: Sequence[Sequence[int]],
+        last: Sequence[bool],
+    ) -> tuple[Any, ...]:
+        """The arguments of `read_prompt_chunk`."""
+        return (
+            self.program.for_prefill(),
+            self.variables,
+            state,
+            None if rows is None else np.array(rows, np.int32),
+            _padded(parts, 0, self.sizes.prompt),
+            np.array([len(part) for part in parts], np.int32),
+            np.array(last),
+        )
+
+    def updates(self, steps_per_update: int) -> Iterator[GenerateOutput]:
+        """All that has been emitted, after prefill and after every `steps_per_update` steps."""
+        for _ in self.compile_ahead(self.sizes.max_slots):
+            pass  # So that nobody waits for it in the middle of a text.
+        yield self.output()
+        while bool(jnp.any(self.state.active)):
+            self.advance(steps_per_update)
+            yield self.output()
+
+    def output(self) -> GenerateOutput:
+        """All that has been emitted so far; waits for the device.
+
+        Raises:
+            FloatingPointError: the target's logits were NaN, so that there is no next token.
+        """
+        state = self.state
+        small = (
+            state.tokens,
+            state.num_emitted,
+            state.acceptance_lengths,
+            state.verify_lengths,
+            state.num_steps,
+            state.finish_reason,
+        )
+        tokens, emitted, acceptance, verify, steps, reason = jax.device_get(small)
+        vocab_size = self.program.model.config.vocab_size
+        for row, (written, count) in enumerate(zip(tokens, emitted, strict=True)):
+            if np.any(written[:count] >= vocab_size):  # See `greedy_token`.
+                raise FloatingPointError(
+                    f"row {row}: the target's logits are NaN from token "
+                    f"{int(np.argmax(written >= vocab_size))} on; its activations overflow"
+                )
+        return GenerateOutput(
+            tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],
+            acceptance_lengths=[r[:k].tolist() for r, k in zip(acceptance, steps, strict=True)],
+            verify_lengths=[r[:k].tolist() for r, k in zip(verify, steps, strict=True)],
+            finish_reasons=[_FINISH_REASONS[int(r)] for r in reason],
+        )
+
+
+# A row that is still reading its prompt is running to whoever waits for it.
+_FINISH_REASONS = ("running", "stop", "length", "running")
+
+
+def start(
+    target: Target,
+    draft: Draft | None,
+    requests: Sequence[Request],
+    schedule: str,
+    block_size: int | None = None,
+    pruning_strategy: str = "cumulative_product",
+    sizes: Sizes | None = None,
+    sampling: str = "coupled",
+    profile: Profile | str | os.PathLike[str] | None = None,
+    forced_acceptance: float | None = None,
+) -> Decoding:
+    """Compiles what isn't compiled yet and reads the prompts of checked requests.
+
+    Args:
+        target: the model.
+        draft: its draft, or None to decode plainly.
+        requests: from `check_requests`, one per row.
+        schedule: as for `generate`.
+        block_size: n; the draft's own if None.
+        pruning_strategy: "cumulative_product" or "min_confidence".
+        sizes: to compile for, where several calls are to share a program; those of `sizes_for` if
+            None.
+        sampling: "coupled" or "rejection".
+        profile: as for `generate`.
+        forced_acceptance: for timing alone, see `DecodeProgram`.
+
+    Raises:
+        ValueError: settings that `check_settings` refuses, a file that is no profile, or more
+            than fits into memory.
+    """
+    block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
+    draft = None if schedule == "ar" else draft
+    sizes = sizes or sizes_for(requests, block_size)
+    cost_model = find_costs(target, draft, schedule, block_size, profile)
+    if cost_model is not None:
+        variants = flex_variants(cost_model.at(len(requests), sizes.slots))
+    else:
+        verify_all = all(r.confidence_threshold == 0 for r in requests)
+        variants = fixed_variants("ar" if draft is None else schedule, block_size, verify_all)
+    program = DecodeProgram(
+        model=flexdraft_model(target, draft),
+        block_size=block_size,
+        pruning_strategy=pruning_strategy,
+        sampling=sampling,
+        variants=variants,
+        forced_acceptance=forced_acceptance,
+    )
+    work = Work(block_size, program.num_groups, sizes.prompt)
+    check_memory(target, draft, work, len(requests), sizes.max_slots)
+    decoding = begin(target, draft, program, requests, sizes, cost_model)
+    decoding.read_prompts([request.prompt for request in requests])
+    return decoding
+
+
+def begin(
+    target: Target,
+    draft: Draft | None,
+    program: DecodeProgram,
+    requests: Sequence[Request],
+    sizes: Sizes,
+    cost_model: CostModel | None,
+) -> Decoding:
+    """A batch of checked requests of which nothing is read yet.
+
+    Args:
+        target: the model.
+        draft: its draft, if the program drafts.
+        program: with the sampling of rows that have a temperature.
+        requests: one per row.
+        sizes: to compile for.
+        cost_model: see `Decoding`.
+    """
+    state = init_state(
+        target.config,
+        init_cache(target.config, len(requests), sizes.slots, target.dtype),
+        block_size=program.block_size,
+        **row_settings(requests),
+    )
+    sampling = program.sampling
+    program = _program_for(dataclasses.replace(program, sampling="greedy"), requests, sampling)
+    variables = flexdraft_variables(target, draft)
+    return Decoding(program, variables, state, sizes, sampling, cost_model)
+
+
+def _program_for(
+    program: DecodeProgram, requests: Sequence[Request], sampling: str
+) -> DecodeProgram:
+    """Draws tokens from the first row with a temperature on, and is greedy before."""
+    if all(request.temperature == 0 for request in requests):
+        return program
+    return dataclasses.replace(program, sampling=sampling)
+
+
+def find_costs(
+    target: Target,
+    draft: Draft | None,
+    schedule: str,
+    block_size: int,
+    profile: Profile | str | os.PathLike[str] | None,
+) -> CostModel | None:
+    """What flex chooses by; None for a fixed schedule, and without a draft."""
+    if schedule != "flex" or draft is None:
+        return None
+    measured = find_profile(target.config, draft.config, target.dtype, profile)
+    return CostModel(target.config, draft.config, target.dtype, block_size, measured)
+
+
+def fixed_variants(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:
+    """The steps to compile where the schedule is given.
+
+    Where every step verifies all n - 1 drafts (threshold 0), one variant is enough.
+    """
+    counts = (block_size - 1,) if verify_all else draft_buckets(block_size)
+    return tuple(Variant(schedule, num_drafts) for num_drafts in counts)
+
+
+def row_settings(requests: Sequence[Request], num_stops: int = 4) -> dict[str, Any]:
+    """The requests' fields as arrays, one entry per row: arguments of `init_state`.
+
+    Args:
+        requests: one per row.
+        num_stops: M, at least; more where a request has more stop tokens.
+    """
+
+    def column(field: str, dtype: type) -> jax.Array:
+        return jnp.asarray(np.array([getattr(r, field) for r in requests], dtype))
+
+    stops = [r.stop_token_ids for r in requests]
+    num_stops = max(num_stops, bucket(max(map(len, stops)), smallest=4))
+    return {
+        "budget": column("budget", np.int32),
+        "stop_token_ids": _padded(stops, -1, num_stops),
+        "confidence_threshold": column("confidence_threshold", np.float32),
+        "sampling": RowSampling(
+            temperature=column("temperature", np.float32),
+            top_k=column("top_k", np.int32),
+            top_p=column("top_p", np.float32),
+            min_p=column("min_p", np.float32),
+            seed=column("seed", np.uint32),
+            row_id=column("row_id", np.uint32),
+        ),
+    }
+
+
+def slot_bucket(size: int, largest: int = ALL_STEPS) -> int:
+    """The cache size for `size` tokens: 128, 256, 512, ... up to the largest.
+
+    Fewer sizes than `bucket` has: a cache grows through all of them, and each is compiled for.
+    """
+    return min(max(128, 1 << (size - 1).bit_length()), largest)
+
+
+def bucket(size: int, smallest: int = 32) -> int:
+    """The array size for `size` entries: 32, 48, 64, 96, 128, 192, ...
+
+    Programs are compiled per size, so sizes are few; attention pays for every slot, so no more
+    than a third of them is padding.
+    """
+    power = smallest
+    while power < size:
+        if power * 3 // 2 >= size:
+            return power * 3 // 2
+        power *= 2
+    return power
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int, size: int) -> jax.Array:
+    """Rows of tokens as one array [B, size]."""
+    out = np.full((len(rows), size), fill, np.int32)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return jnp.asarray(out)

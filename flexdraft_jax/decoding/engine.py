@@ -1,0 +1,407 @@
+"""Any number of requests through a fixed number of rows: where one ends, the next one begins.
+
+    engine = DecodeEngine(target, draft, batch_size=16)
+    for answer in engine.run(Request(prompt, budget=200) for prompt in prompts):
+        print(answer.index, answer.tokens)
+
+A round has three parts: free rows take the next requests; every prompt that isn't read yet is read
+on by one chunk; the compiled loop decodes until a row ends. Rows know nothing of each other, so an
+answer does not depend on what else is decoded.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from flexdraft_jax.decoding.batch import (
+    ALL_STEPS,
+    Decoding,
+    Sizes,
+    begin,
+    find_costs,
+    fixed_variants,
+    slot_bucket,
+)
+from flexdraft_jax.decoding.costs import Profile, flex_variants
+from flexdraft_jax.decoding.memory import Work, check_memory, memory_limit, plan_memory
+from flexdraft_jax.decoding.requests import (
+    Request,
+    check_models,
+    check_request,
+    check_settings,
+    integer,
+)
+from flexdraft_jax.decoding.steps import DecodeProgram
+from flexdraft_jax.models.draft import Draft
+from flexdraft_jax.models.flexdraft import flexdraft_model
+from flexdraft_jax.models.target import Target
+
+# Rows that read their prompts in one call, where several do; else one row does.
+_READING_ROWS = 4
+# Tokens of a prompt to read in one call; and how many of them take as long as a call itself.
+_PROMPT_CHUNKS = (32, 64, 128, 256, 512)
+_CALL_COST = 32
+# Steps between two chunks of a long prompt, so that other rows go on meanwhile.
+_STEPS_BETWEEN_CHUNKS = 4
+# S at which flex's parallel and sequential steps are compared; the cheaper ones are compiled.
+_USUAL_SLOTS = 512
+# Is in the rows that nobody has.
+_NOBODY = Request(prompt=(0,), budget=0, confidence_threshold=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a request was answered.
+
+    Attributes:
+        index: of the request, counted from 0 in the order they came.
+        tokens: new token ids, up to the stop token (included) or the budget.
+        acceptance_lengths: a + 1 of each step, as in `GenerateOutput`.
+        verify_lengths: v of each step.
+        batch_fills: how many rows decoded in each step.
+        finish_reason: "stop" or "length".
+        first_token_seconds: from when the request got a row until its first token was there.
+        seconds: until its last token was there.
+    """
+
+    index: int
+    tokens: list[int]
+    acceptance_lengths: list[int]
+    verify_lengths: list[int]
+    batch_fills: list[int]
+    finish_reason: str
+    first_token_seconds: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What a request was answered since its last update.
+
+    Attributes:
+        index: of the request.
+        tokens: the new ones.
+        answer: all of it, once it is finished.
+    """
+
+    index: int
+    tokens: list[int]
+    answer: Answer | None
+
+
+class DecodeEngine:
+    """Decodes requests of any lengths at full batch.
+
+    Attributes:
+        batch_size: B, rows decoded together.
+        max_length: tokens that prompt and answer of a request may have together.
+        sampling: how drafts are accepted at temperature > 0, "coupled" or "rejection".
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        draft: Draft | None,
+        *,
+        batch_size: int = 16,
+        schedule: str = "flex",
+        sampling: str = "coupled",
+        block_size: int | None = None,
+        pruning_strategy: str = "cumulative_product",
+        profile: Profile | str | os.PathLike[str] | None = None,
+        max_length: int | None = None,
+        prompt_chunk: int | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Checks that everything fits; compiles nothing yet.
+
+        Args:
+            target: the model.
+            draft: its draft; None decodes plainly.
+            batch_size: B.
+            schedule: as for `generate`, like the next four.
+            sampling: "coupled" or "rejection".
+            block_size: n; the draft's own if None.
+            pruning_strategy: "cumulative_product" or "min_confidence".
+            profile: of step costs.
+            max_length: as above; if None, what the target can do, or a half, a quarter, ... of it
+                where there is no memory for more.
+            prompt_chunk: P, tokens of a prompt to read in one call; chosen by the first prompts if
+                None.
+            progress: told what is about to be compiled.
+
+        Raises:
+            ValueError: an argument out of its range, or more than fits into memory.
+            TypeError: an argument of the wrong kind.
+        """
+        check_models(target, draft)
+        self.batch_size = _at_least_one("batch_size", batch_size)
+        self._chunk = None if prompt_chunk is None else _at_least_one("prompt_chunk", prompt_chunk)
+        self.sampling = sampling
+        self._progress = progress
+        self._target = target
+        self._draft = draft = None if schedule == "ar" else draft
+        block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
+        self._cost_model = find_costs(target, draft, schedule, block_size, profile)
+        if self._cost_model is not None:
+            variants = flex_variants(self._cost_model.at(self.batch_size, _USUAL_SLOTS))
+        else:
+            fixed = "ar" if draft is None else schedule
+            variants = fixed_variants(fixed, block_size, verify_all=False)
+        self._program = DecodeProgram(
+            model=flexdraft_model(target, draft),
+            block_size=block_size,
+            pruning_strategy=pruning_strategy,
+            sampling=sampling,
+            variants=variants,
+        )
+        positions = target.config.max_position_embeddings
+        length = positions if max_length is None else _at_least_one("max_length", max_length)
+        if length > positions:
+            raise ValueError(
+                f"max_length={length}: must be at most the target's "
+                f"max_position_embeddings={positions}"
+            )
+        work = Work(
+            block_size=block_size,
+            num_groups=self._program.num_groups,
+            chunk=self._chunk or _PROMPT_CHUNKS[-1],
+            reading_rows=min(_READING_ROWS, self.batch_size),
+        )
+        plan = functools.partial(plan_memory, target, draft, work, self.batch_size)
+        limit = memory_limit(target)
+        if max_length is None and limit is not None:
+            while length > 128 and plan(length + block_size).total > limit:
+                length //= 2
+        check_memory(target, draft, work, self.batch_size, length + block_size)
+        self.max_length = length
+
+    def stream(self, requests: Iterable[Request], *, steps_per_update: int = 8) -> Iterator[Update]:
+        """Yields what is new of every request that is being decoded, after every few steps.
+
+        Args:
+            requests: any number; each is taken when a row is free for it.
+            steps_per_update: steps between two updates; fewer where a request ends.
+
+        Raises:
+            ValueError: `steps_per_update` under 1, at the call; a request that `check` refuses,
+                when it is taken.
+            FloatingPointError: the target's logits were NaN.
+        """
+        return self._updates(requests, _at_least_one("steps_per_update", steps_per_update))
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """Yields answers as they are finished, which need not be the order of the requests.
+
+        Args:
+            requests: any number; each is taken when a row is free for it.
+
+        Raises:
+            ValueError: a request that `check` refuses, when it is taken.
+            FloatingPointError: the target's logits were NaN.
+        """
+        for update in self._updates(requests, ALL_STEPS):
+            if update.answer is not None:
+                yield update.answer
+
+    def check(self, request: Request) -> Request:
+        """The request in its usual types.
+
+        Raises:
+            ValueError: it can't be answered; what is wrong is named.
+            TypeError: it is no request, or holds something of the wrong kind.
+        """
+        request = check_request(self._target.config, request)
+        length = len(request.prompt) + request.budget
+        if length > self.max_length:
+            raise ValueError(
+                f"the prompt has {len(request.prompt)} tokens and budget={request.budget}: "
+                f"together they must be at most max_length={self.max_length}"
+            )
+        return request
+
+    def _updates(self, requests: Iterable[Request], steps_per_update: int) -> Iterator[Update]:
+        """Goes round until no request is left."""
+        batch = _Batch(self.batch_size, self._numbered(requests), self._begin)
+        while batch.admit():
+            batch.read()
+            batch.decode(steps_per_update)
+            yield from batch.collect()
+
+    def _numbered(self, requests: Iterable[Request]) -> Iterator[tuple[int, Request]]:
+        """Each request with its number, checked when it is taken."""
+        for index, request in enumerate(requests):
+            try:
+                checked = self.check(request)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"request {index}: {error}") from error
+            yield index, checked
+
+    def _begin(self, requests: Sequence[Request]) -> Decoding:
+        """A batch with these requests in its rows, nothing read yet, and its programs compiled."""
+        lengths = [len(request.prompt) for request in requests if request is not _NOBODY]
+        most = self.max_length + self._program.block_size
+        sizes = Sizes(
+            prompt=self._chunk or _choose_chunk(lengths),
+            slots=slot_bucket(max(lengths) + self._program.block_size, most),
+            max_slots=most,
+        )
+        decoding = begin(
+            self._target, self._draft, self._program, requests, sizes, self._cost_model
+        )
+        whole = max(len(request.prompt) + request.budget for request in requests)
+        ahead = decoding.compile_ahead(
+            slot_bucket(whole + self._program.block_size, most),
+            sorted({1, min(_READING_ROWS, self.batch_size)}),
+        )
+        for num_slots in ahead:
+            if self._progress is not None:
+                self._progress(f"compiling for {self.batch_size} rows of {num_slots} tokens")
+        return decoding
+
+
+@dataclasses.dataclass
+class _Row:
+    """A request in its row.
+
+    Attributes:
+        index: of the request.
+        request: itself.
+        taken: when it got the row.
+        num_read: tokens of its prompt that are read.
+        num_given: tokens of its answer that were given out.
+        batch_fills: of its steps.
+        first_token: when its first token was there.
+    """
+
+    index: int
+    request: Request
+    taken: float
+    num_read: int = 0
+    num_given: int = 0
+    batch_fills: list[int] = dataclasses.field(default_factory=list)
+    first_token: float | None = None
+
+    @property
+    def reading(self) -> bool:
+        """Whether some of the prompt is still to be read."""
+        return self.num_read < len(self.request.prompt)
+
+
+class _Batch:
+    """Which request is in which row, and what was seen of it."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        requests: Iterator[tuple[int, Request]],
+        begin: Callable[[Sequence[Request]], Decoding],
+    ) -> None:
+        """All rows are free.
+
+        Args:
+            batch_size: B.
+            requests: numbered.
+            begin: called with the first requests of all rows.
+        """
+        self._rows: list[_Row | None] = [None] * batch_size
+        self._requests = requests
+        self._begin = begin
+        self._decoding: Decoding | None = None
+        self._num_running = 0
+
+    def admit(self) -> bool:
+        """Gives free rows the next requests; False where nothing is left to do."""
+        admitted = []
+        for place, row in enumerate(self._rows):
+            if row is None and (taken := next(self._requests, None)) is not None:
+                self._rows[place] = _Row(*taken, time.perf_counter())
+                admitted.append(place)
+        if admitted:
+            requests = [_NOBODY if row is None else row.request for row in self._rows]
+            if self._decoding is None:
+                self._decoding = self._begin(requests)
+            else:
+                self._fit(self._decoding)
+                self._decoding.admit(admitted, requests)
+        return any(self._rows)
+
+    def read(self) -> None:
+        """Reads one chunk of every prompt that isn't read yet."""
+        assert self._decoding is not None
+        reading = [(place, row) for place, row in enumerate(self._rows) if row and row.reading]
+        many = min(_READING_ROWS, len(self._rows))
+        while reading:
+            count = many if len(reading) > many // 2 else 1
+            group, reading = reading[:count], reading[count:]
+            places, last = [len(self._rows)] * count, [False] * count
+            parts: list[tuple[int, ...]] = [()] * count
+            for i, (place, row) in enumerate(group):
+                end = row.num_read + self._decoding.sizes.prompt
+                places[i], parts[i] = place, row.request.prompt[row.num_read : end]
+                row.num_read += len(parts[i])
+                last[i] = not row.reading
+            self._decoding.read(places, parts, last)
+
+    def decode(self, max_steps: int) -> None:
+        """Decodes until a row ends, `max_steps` at most."""
+        assert self._decoding is not None
+        self._num_running = sum(row is not None and not row.reading for row in self._rows)
+        if any(row is not None and row.reading for row in self._rows):
+            max_steps = min(max_steps, _STEPS_BETWEEN_CHUNKS)
+        if self._num_running:
+            self._decoding.advance(max_steps, min_active=self._num_running)
+
+    def collect(self) -> Iterator[Update]:
+        """What is new in each row; frees those that ended."""
+        assert self._decoding is not None
+        out, now = self._decoding.output(), time.perf_counter()
+        for place, row in enumerate(self._rows):
+            if row is None or row.reading:
+                continue
+            tokens = out.tokens[place][row.num_given :]
+            if tokens and row.first_token is None:
+                row.first_token = now
+            row.num_given += len(tokens)
+            new_steps = len(out.acceptance_lengths[place]) - len(row.batch_fills)
+            row.batch_fills += [self._num_running] * new_steps
+            answer = None
+            if out.finish_reasons[place] != "running":
+                self._rows[place] = None
+                answer = Answer(
+                    index=row.index,
+                    tokens=out.tokens[place],
+                    acceptance_lengths=out.acceptance_lengths[place],
+                    verify_lengths=out.verify_lengths[place],
+                    batch_fills=row.batch_fills,
+                    finish_reason=out.finish_reasons[place],
+                    first_token_seconds=(row.first_token or now) - row.taken,
+                    seconds=now - row.taken,
+                )
+            if tokens or answer:
+                yield Update(row.index, tokens, answer)
+
+    def _fit(self, decoding: Decoding) -> None:
+        """Makes room for new prompts, and gives up much room that no row needs any more."""
+        most = max(len(row.request.prompt) + row.num_given for row in self._rows if row)
+        needed = slot_bucket(most + decoding.program.block_size, decoding.sizes.max_slots)
+        # Not by half: the next row would likely ask for it again.
+        if needed > decoding.num_slots or 4 * needed <= decoding.num_slots:
+            decoding.resize(max(needed, min(2 * needed, decoding.num_slots)))
+
+
+def _choose_chunk(lengths: Sequence[int]) -> int:
+    """P that reads prompts of these lengths in the least time, padding and calls counted."""
+    return min(
+        _PROMPT_CHUNKS,
+        key=lambda chunk: sum(-(-length // chunk) * (chunk + _CALL_COST) for length in lengths),
+    )
+
+
+def _at_least_one(field: str, value: int) -> int:
+    value = integer(field, value)
+    if value < 1:
+        raise ValueError(f"{field}={value}: must be at least 1")
+    return value

@@ -1,0 +1,135 @@
+"""What decoding takes of the device's memory, known before it starts."""
+
+import dataclasses
+import functools
+import os
+
+import jax
+
+from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.models.draft import Draft
+from flexdraft_jax.models.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The passes of a batch.
+
+    Attributes:
+        block_size: n.
+        num_groups: G, mask groups of a row in one pass.
+        chunk: P, tokens of a prompt that are read in one call.
+        reading_rows: R, rows that read in one call; None for all.
+    """
+
+    block_size: int
+    num_groups: int
+    chunk: int
+    reading_rows: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that decoding takes on the device.
+
+    Attributes:
+        weights: of target and draft.
+        cache: of B rows.
+        workspace: what the largest pass needs beside them, about.
+    """
+
+    weights: int
+    cache: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.workspace
+
+
+def plan_memory(
+    target: Target, draft: Draft | None, work: Work, batch_size: int, num_slots: int
+) -> MemoryPlan:
+    """What a batch of B rows takes when the cache has grown to S slots."""
+    c, item = target.config, target.dtype.itemsize
+    params = [target.params, None if draft is None else draft.params]
+    row = 2 * c.num_layers * c.num_kv_heads * num_slots * c.head_dim * item
+    n = work.block_size
+    reading_rows = min(work.reading_rows or batch_size, batch_size)
+    step = _pass_bytes(c, item, n, work.num_groups * n, num_slots, 2 * n)
+    read = _pass_bytes(c, item, work.chunk, n, num_slots, n)
+    if work.reading_rows is not None:
+        read += 2 * row  # Rows are taken out of the cache, and put back.
+    return MemoryPlan(
+        weights=sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+        cache=batch_size * row,
+        workspace=max(batch_size * step, reading_rows * read),
+    )
+
+
+def check_memory(
+    target: Target, draft: Draft | None, work: Work, batch_size: int, num_slots: int
+) -> None:
+    """Refuses a batch that does not fit, as far as is known.
+
+    Raises:
+        ValueError: with the numbers, and the largest batch that would fit.
+    """
+    limit = memory_limit(target)
+    plans = functools.partial(plan_memory, target, draft, work, num_slots=num_slots)
+    plan = plans(batch_size=batch_size)
+    if limit is None or plan.total <= limit:
+        return
+    smaller = range(batch_size - 1, 0, -1)
+    fitting = next((rows for rows in smaller if plans(batch_size=rows).total <= limit), 0)
+    raise ValueError(
+        f"a batch of {batch_size} rows of {num_slots} tokens does not fit into memory: "
+        f"{_size(plan.weights)} of weights, {_size(plan.cache)} of cache and "
+        f"{_size(plan.workspace)} of workspace are {_size(plan.total)}, and the device has "
+        f"{_size(limit)}; "
+        + (f"the largest batch that fits is {fitting}" if fitting else "not even one row fits")
+    )
+
+
+def memory_limit(target: Target) -> int | None:
+    """Bytes that the device of the weights has; None if unknown, or if there are several."""
+    devices = jax.tree.leaves(target.params)[0].devices()
+    if len(devices) > 1:
+        return None
+    (device,) = devices
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _pass_bytes(
+    config: TargetConfig,
+    item: int,
+    num_tokens: int,
+    num_masks: int,
+    num_slots: int,
+    num_logits: int,
+) -> int:
+    """Of one row in a pass: the widest layer, keys and values for the cache, and logits."""
+    c, wide = config, 4  # Bytes of a float32, in which most of it is.
+    tokens = num_tokens + num_masks
+    # Scores and the weights that are made of them.
+    scores = 2 * wide * c.num_heads * tokens * (num_slots + tokens)
+    heads = 2 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    layer = wide * tokens * (4 * c.hidden_size + 3 * c.intermediate_size + heads)
+    fresh = 2 * c.num_layers * c.num_kv_heads * num_tokens * c.head_dim * item
+    # Logits, and what they are warped or compared with.
+    return scores + layer + fresh + 2 * wide * num_logits * c.vocab_size
+
+
+def _size(num_bytes: int) -> str:
+    """1536 -> "1.5 KiB"."""
+    size, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}"

@@ -1,0 +1,249 @@
+"""A file of requests in, a file of answers out, in the same order; stopped anywhere, it goes on.
+
+    OUTPUT                  one object a line: `line` and `id` of the request, and either `text`,
+                            `token_ids` and `finish_reason`, or `error`
+    OUTPUT.stats.jsonl      timing and acceptance of the same lines
+    OUTPUT.settings.json    what the answers depend on; a second run must bring the same
+
+Both files grow by whole lines and in the order of the input. So what is there says what is done:
+a run that was killed goes on behind the last line that both have.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+from flexdraft_jax.data.conversations import (
+    count_lines,
+    keep_whole_lines,
+    parse_object,
+    read_lines,
+    whole_lines,
+)
+from flexdraft_jax.data.fingerprints import (
+    claim_output,
+    file_digest,
+    target_fingerprint,
+    tokenizer_fingerprint,
+)
+from flexdraft_jax.decoding.engine import Answer, DecodeEngine
+from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.evaluation.file_stats import FileSummary, stats_record, summarise
+from flexdraft_jax.evaluation.loading import Models
+from flexdraft_jax.evaluation.measure import decode_text
+from flexdraft_jax.evaluation.request_lines import LineSettings, read_request
+
+Record = dict[str, Any]
+
+_MAX_ERROR_CHARACTERS = 300
+_PLAIN_SECONDS = 20.0  # A log file gets a line this often; a terminal is renewed all the time.
+
+
+def decode_file(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    models: Models,
+    engine: DecodeEngine,
+    settings: LineSettings,
+    console: Console,
+) -> FileSummary:
+    """Answers every line of a file that is not answered yet.
+
+    What is held in memory is the requests being decoded, and answers that wait for an earlier one.
+
+    Args:
+        path: JSONL file; see :mod:`flexdraft_jax.evaluation.request_lines`.
+        output: JSONL file to write, or to go on with.
+        models: whose answers they are.
+        engine: that decodes with them.
+        settings: for what lines do not say.
+        console: to show progress on.
+
+    Returns:
+        Counts of all lines, those of earlier runs too.
+
+    Raises:
+        ValueError: `output` was begun with other settings, or is some other file.
+        FileNotFoundError: there is no file at `path`.
+    """
+    # What is wrong with the settings is wrong with every line.
+    engine.check(read_request({"token_ids": [0]}, 0, models, settings))
+    output = Path(output)
+    claim_output(
+        output,
+        {
+            "input": file_digest(path),
+            "target": target_fingerprint(models.target),
+            "tokenizer": tokenizer_fingerprint(models.tokenizer),
+            "sampling": engine.sampling,
+            "max_length": engine.max_length,
+            **dataclasses.asdict(settings),
+        },
+    )
+    stats = stats_path(output)
+    with _OrderedFiles(output, stats) as files:
+        lines = itertools.islice(enumerate(read_lines(path)), files.num_lines, None)
+        with _Progress(console, files.num_lines, count_lines(path)) as progress:
+            _decode_lines(lines, models, engine, settings, files, progress)
+    return summarise(stats)
+
+
+def stats_path(output: Path) -> Path:
+    """Where timing and acceptance of the answers lie."""
+    return output.with_name(f"{output.name}.stats.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A line that is being answered.
+
+    Attributes:
+        place: among the lines that are not blank, from 0.
+        number: of the line.
+        label: its `id`, if it has one.
+        num_prompt_tokens: of its request.
+    """
+
+    place: int
+    number: int
+    label: Record
+    num_prompt_tokens: int
+
+
+def _decode_lines(
+    lines: Iterator[tuple[int, tuple[int, bytes]]],
+    models: Models,
+    engine: DecodeEngine,
+    settings: LineSettings,
+    files: "_OrderedFiles",
+    progress: "_Progress",
+) -> None:
+    """Answers lines, each with its place and number."""
+    taken: dict[int, _Line] = {}
+
+    def requests() -> Iterator[Request]:
+        index = itertools.count()
+        for place, (number, line) in lines:
+            label: Record = {}
+            try:
+                fields = parse_object(line)
+                label = {name: fields[name] for name in ("id",) if name in fields}
+                request = engine.check(read_request(fields, number, models, settings))
+            except (TypeError, ValueError) as error:
+                record = {"line": number, **label, "error": str(error)[:_MAX_ERROR_CHARACTERS]}
+                files.put(place, record, {"line": number, "finish_reason": "error"})
+                progress.finished(None)
+                continue
+            taken[next(index)] = _Line(place, number, label, len(request.prompt))
+            yield request
+
+    for answer in engine.run(requests()):
+        line = taken.pop(answer.index)
+        record = {
+            "line": line.number,
+            **line.label,
+            "text": decode_text(models.tokenizer, answer.tokens),
+            "token_ids": answer.tokens,
+            "finish_reason": answer.finish_reason,
+        }
+        files.put(line.place, record, stats_record(line.number, line.num_prompt_tokens, answer))
+        progress.finished(answer)
+
+
+class _OrderedFiles:
+    """Files that get a line each at a time, in order; open behind the last line that all have.
+
+    Attributes:
+        num_lines: in each of them.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        """Cuts off what an interruption left behind the lines that all have."""
+        for path in paths:
+            keep_whole_lines(path)
+        self.num_lines = min(sum(1 for _ in whole_lines(path)) for path in paths)
+        for path in paths:
+            keep_whole_lines(path, self.num_lines)
+        self._files = [path.open("ab") for path in paths]
+        self._waiting: dict[int, list[bytes]] = {}
+
+    def __enter__(self) -> "_OrderedFiles":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files:
+            file.close()
+
+    def put(self, place: int, *records: Record) -> None:
+        """Takes line number `place` (from 0) of every file; writes all lines whose turn it is."""
+        self._waiting[place] = [json.dumps(record).encode() + b"\n" for record in records]
+        while self.num_lines in self._waiting:
+            for file, line in zip(self._files, self._waiting.pop(self.num_lines), strict=True):
+                file.write(line)
+            self.num_lines += 1
+        for file in self._files:
+            file.flush()
+
+
+class _Progress:
+    """Lines done, tokens per second, tau and time left: a bar, or lines in a log file."""
+
+    def __init__(self, console: Console, num_done: int, num_lines: int) -> None:
+        """Starts the clock.
+
+        Args:
+            console: to write on.
+            num_done: lines that earlier runs have answered.
+            num_lines: of the file.
+        """
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = rich.progress.Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        )
+        self._task = self._bar.add_task("compiling", total=num_lines, completed=num_done)
+        self._console = console
+        self._start = self._printed = time.monotonic()
+        self._num_tokens = self._num_steps = self._num_emitted = 0
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def finished(self, answer: Answer | None) -> None:
+        """Counts a line; None is one with an error."""
+        if answer is not None:
+            self._num_tokens += len(answer.tokens)
+            self._num_steps += len(answer.acceptance_lengths)
+            self._num_emitted += sum(answer.acceptance_lengths)
+        now = time.monotonic()
+        speed = self._num_tokens / (now - self._start)
+        tau = self._num_emitted / max(1, self._num_steps)
+        text = f"{speed:,.0f} tokens/s  tau {tau:.2f}"
+        self._bar.update(self._task, advance=1, description=text)
+        if not self._console.is_terminal and now - self._printed > _PLAIN_SECONDS:
+            self._printed = now
+            task = self._bar.tasks[0]
+            self._console.print(f"{task.completed:,.0f} of {task.total:,.0f} lines  {text}")

@@ -1,0 +1,92 @@
+"""Requests in JSONL files: one object a line, whose prompt comes in one of three shapes.
+
+    {"prompt": "How many legs has a spider?"}
+    {"messages": [{"role": "user", "content": "How many legs has a spider?"}]}
+    {"token_ids": [256, 72, 105, 257]}
+
+Beside it a line may have an `id`, which its answer repeats, and settings of its own:
+`max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p` and `seed`. Other fields are ignored.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flexdraft_jax.data.conversations import parse_messages
+from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.evaluation.generation import encode_prompt
+from flexdraft_jax.evaluation.loading import Models
+
+_PROMPTS = ("prompt", "messages", "token_ids")
+_OWN_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class LineSettings:
+    """How lines are decoded that do not say otherwise.
+
+    Attributes:
+        max_new_tokens: budget.
+        temperature: 0 decodes greedily. This and the next four as for `generate`.
+        top_k: 0 is all tokens.
+        top_p: 1 is all tokens.
+        min_p: 0 is all tokens.
+        seed: lines of one seed are independent, as each is a row with the line's number.
+        confidence_threshold: 0 verifies every draft.
+        raw: take prompts as they are, without the chat template.
+        template_kwargs: variables of the chat template.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    confidence_threshold: float = 0.01
+    raw: bool = False
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_request(
+    fields: Mapping[str, Any], number: int, models: Models, settings: LineSettings
+) -> Request:
+    """The request of a line. Its numbers are not checked yet: the engine does that.
+
+    Args:
+        fields: of the line's object.
+        number: of the line, and so of the row.
+        models: to encode the prompt for.
+        settings: for what the line does not say.
+
+    Raises:
+        ValueError: a prompt that can't be encoded.
+    """
+    own = {name: fields.get(name, getattr(settings, name)) for name in _OWN_SETTINGS}
+    return Request(
+        prompt=_prompt(fields, models, settings),
+        budget=own.pop("max_new_tokens"),
+        confidence_threshold=settings.confidence_threshold,
+        stop_token_ids=models.target.eos_token_ids,
+        row_id=number,
+        **own,
+    )
+
+
+def _prompt(fields: Mapping[str, Any], models: Models, settings: LineSettings) -> Any:
+    given = [name for name in _PROMPTS if name in fields]
+    if len(given) != 1:
+        raise ValueError(
+            f"needs exactly one of {', '.join(_PROMPTS)}; has {', '.join(given) or 'none'}"
+        )
+    (name,) = given
+    value = fields[name]
+    if name == "token_ids":
+        return value
+    if name == "messages":
+        value = parse_messages(value)
+        if value[-1].role != "user":
+            raise ValueError("messages end with the assistant's: the last must be the user's")
+    elif not isinstance(value, str):
+        raise ValueError(f"prompt={value!r}: must be a string")
+    return encode_prompt(models, value, raw=settings.raw, template_kwargs=settings.template_kwargs)

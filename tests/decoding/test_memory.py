@@ -1,0 +1,92 @@
+"""The plan is about what the compiled programs need, and what does not fit is refused."""
+
+import jax
+import pytest
+
+import flexdraft_jax as fd
+from flexdraft_jax.decoding import memory
+from flexdraft_jax.decoding.batch import Sizes
+from flexdraft_jax.decoding.engine import DecodeEngine
+from flexdraft_jax.decoding.loop import read_prompt_chunk, run
+from flexdraft_jax.decoding.memory import Work, check_memory, plan_memory
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("schedule", ["parallel", "sequential"])
+@pytest.mark.parametrize("slots", [64, 512])
+def test_the_workspace_holds_what_the_compiler_asks_for(
+    begin, target, draft, prompts, schedule, slots
+):
+    """Of the loop and of prefill; nor is it far too much."""
+    sizes = Sizes(prompt=64, slots=slots, max_slots=slots)
+    decoding = begin(draft, prompts, 40, schedule, 0.0, sizes=sizes)
+    work = Work(block_size=5, num_groups=5 if schedule == "parallel" else 1, chunk=64)
+    plan = plan_memory(target, draft, work, 8, slots)
+    assert plan.cache == sum(x.nbytes for x in jax.tree.leaves(decoding.state.cache))
+    assert plan.weights == sum(x.nbytes for x in jax.tree.leaves(decoding.variables))
+    reading = decoding._reading(decoding.state, None, prompts, [True] * 8)
+    needed = [
+        program.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+        for program, arguments in (
+            (run, decoding._running(decoding.state, 1, 1)),
+            (read_prompt_chunk, reading),
+        )
+    ]
+    assert max(needed) <= plan.workspace <= 4 * max(needed)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """device(10 * MIB) makes that the memory of the device."""
+    return lambda size: monkeypatch.setattr(memory, "memory_limit", lambda target: size)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(target, draft, device):
+    work = Work(block_size=5, num_groups=1, chunk=64)
+    device(20 * MIB)
+    with pytest.raises(ValueError, match="batch of 4096 rows of 128 tokens.*20.0 MiB") as error:
+        check_memory(target, draft, work, 4096, 128)
+    fitting = int(str(error.value).rpartition(" ")[-1])
+    assert fitting > 1
+    check_memory(target, draft, work, fitting, 128)
+    with pytest.raises(ValueError, match=f"batch that fits is {fitting}$"):
+        check_memory(target, draft, work, fitting + 1, 128)
+    device(1000)
+    with pytest.raises(ValueError, match="1000.0 B; not even one row fits"):
+        check_memory(target, draft, work, 2, 128)
+    device(None)
+    check_memory(target, draft, work, 10**6, 10**6)
+
+
+def test_generate_and_the_engine_refuse_before_they_start(target, draft, device):
+    device(2 * MIB)
+    before = run._cache_size()
+    with pytest.raises(ValueError, match="64 rows of 256 tokens does not fit"):
+        fd.generate(target, draft, [[1]] * 64, 200)
+    with pytest.raises(ValueError, match="does not fit.*the largest batch that fits is [1-9]"):
+        DecodeEngine(target, draft, batch_size=64, max_length=250)
+    assert run._cache_size() == before
+
+
+def test_the_engine_takes_the_longest_rows_that_fit(target, draft, monkeypatch):
+    longest = {}
+    for size in (5 * MIB, 3 * MIB, 10**12, None):
+        monkeypatch.setattr(memory, "memory_limit", lambda target, size=size: size)
+        monkeypatch.setattr(fd.decoding.engine, "memory_limit", lambda target, size=size: size)
+        longest[size] = DecodeEngine(target, draft, batch_size=8, prompt_chunk=16).max_length
+    assert longest[None] == longest[10**12] == 256
+    assert longest[3 * MIB] == 128
+
+
+def test_the_limit_of_a_cpu_is_its_memory(target):
+    limit = memory.memory_limit(target)
+    assert limit is not None and 2**30 < limit < 2**50
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0.0 B"), (1536, "1.5 KiB"), (3 * 2**40, "3.0 TiB"), (2**60, "1048576.0 TiB")],
+)
+def test_sizes_are_written_for_people(size, text):
+    assert memory._size(size) == text

@@ -1,0 +1,257 @@
+"""Files of requests: answers in order, bad lines in place, and a run that goes on anywhere."""
+
+import dataclasses
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import flexdraft_jax as fd
+from flexdraft_jax.data.chat import encode_turn
+from flexdraft_jax.decoding.engine import Answer, DecodeEngine
+from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
+from flexdraft_jax.evaluation.file_stats import FileSummary, plot_summary, stats_record, summarise
+from flexdraft_jax.evaluation.request_lines import LineSettings
+
+SETTINGS = LineSettings(max_new_tokens=12, seed=3)
+
+
+def _line(**fields) -> str:
+    return json.dumps(fields)
+
+
+# What is wrong with each bad line, by its number.
+ERRORS = {
+    2: "not JSON",
+    5: "needs exactly one of prompt, messages, token_ids; has none",
+    6: "needs exactly one of prompt, messages, token_ids; has prompt, token_ids",
+    7: "temperature[0]=-1.0: must be 0 or more",
+    8: "max_new_tokens[0]='9': must be an integer",
+    9: "prompts[0][1]=260: must be a token id between 0 and 259",
+    10: "prompt=7: must be a string",
+    11: "system message not first",
+    12: "messages end with the assistant's",
+    13: "prompt must not be empty",
+    14: "not UTF-8",
+    15: "together they must be at most max_length=128",
+    16: "prompts[0]='ab': must be a list of token ids",
+    17: "temperature[0]=[0.5]: must be a number",
+    18: "not an object",
+}
+LINES = [
+    _line(prompt="How many?", id="first"),
+    "{",
+    "",
+    _line(messages=[{"role": "user", "content": "Hello"}], temperature=0.9),
+    _line(id=[5]),
+    _line(prompt="a", token_ids=[1]),
+    _line(prompt="a", temperature=-1.0, id=None),
+    _line(prompt="a", max_new_tokens="9"),
+    _line(token_ids=[1, 260]),
+    _line(prompt=7),
+    _line(messages=[{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]),
+    _line(messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]),
+    _line(prompt=""),
+    '{"prompt": "\udcff"}',
+    _line(prompt="a" * 120),
+    _line(token_ids="ab"),
+    _line(prompt="a", temperature=[0.5]),
+    "[1]",
+    _line(token_ids=[256, 72, 257], max_new_tokens=30, top_k=5, temperature=1.5, seed=9),
+    _line(prompt="none", max_new_tokens=0),
+    *(_line(prompt="x" * (7 * i % 40 + 1), temperature=i % 2 * 1.0, id=i) for i in range(20)),
+]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("input") / "requests.jsonl"
+    path.write_bytes("\n".join(LINES).encode(errors="surrogateescape") + b"\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(models) -> DecodeEngine:
+    return DecodeEngine(models.target, models.draft, batch_size=4, prompt_chunk=32, max_length=128)
+
+
+@pytest.fixture(scope="module")
+def decode(models, engine):
+    """decode(input, output) with the settings of this module."""
+
+    def decode(path: Path, output: Path, settings: LineSettings = SETTINGS) -> FileSummary:
+        return decode_file(path, output, models, engine, settings, Console(file=io.StringIO()))
+
+    return decode
+
+
+@pytest.fixture(scope="module")
+def answered(decode, file, tmp_path_factory) -> tuple[Path, FileSummary]:
+    output = tmp_path_factory.mktemp("output") / "answers.jsonl"
+    return output, decode(file, output)
+
+
+def _records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_line_has_an_answer_or_an_error_in_its_place(answered):
+    records = _records(answered[0])
+    assert [record["line"] for record in records] == [1, 2, *range(4, len(LINES) + 1)]
+    for record in records:
+        if record["line"] in ERRORS:
+            assert ERRORS[record["line"]] in record["error"]
+            assert record.keys() <= {"line", "id", "error"}
+        else:
+            assert record["finish_reason"] in ("stop", "length")
+    by_line = {record["line"]: record for record in records}
+    assert by_line[1]["id"] == "first" and by_line[5]["id"] == [5] and by_line[7]["id"] is None
+    assert "id" not in by_line[4]
+    assert by_line[20]["token_ids"] == [] and by_line[20]["text"] == ""
+    assert len(by_line[19]["token_ids"]) == 30 or by_line[19]["finish_reason"] == "stop"
+
+
+def test_answers_are_those_of_generate(answered, models):
+    """The row id of a line is its number."""
+    by_line = {record["line"]: record for record in _records(answered[0])}
+    prompts = {
+        number: encode_turn(models.tokenizer, json.loads(LINES[number - 1])["prompt"], None).tokens
+        for number in range(21, len(LINES) + 1)
+    }
+    out = fd.generate(
+        models.target,
+        None,
+        list(prompts.values()),
+        12,
+        "ar",
+        stop_token_ids=models.target.eos_token_ids,
+        temperature=[i % 2 * 1.0 for i in range(20)],
+        seed=3,
+        row_ids=list(prompts),
+    )
+    for number, tokens, reason in zip(prompts, out.tokens, out.finish_reasons, strict=True):
+        assert by_line[number]["token_ids"] == tokens
+        assert by_line[number]["finish_reason"] == reason
+        assert by_line[number]["text"] == models.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_stats_say_what_happened(answered):
+    output, summary = answered
+    answers, stats = _records(output), _records(stats_path(output))
+    assert [record["line"] for record in stats] == [record["line"] for record in answers]
+    for answer, record in zip(answers, stats, strict=True):
+        if "error" in answer:
+            assert record == {"line": answer["line"], "finish_reason": "error"}
+            continue
+        assert record["new_tokens"] == len(answer["token_ids"])
+        assert record["finish_reason"] == answer["finish_reason"]
+        assert 0 <= record["first_token_seconds"] <= record["seconds"]
+        steps, emitted = np.sum([[0, 0], *record["by_fill"].values()], axis=0)
+        assert steps == record["steps"]
+        assert emitted == steps + sum(record["accepted"])
+        assert record["tau"] == (pytest.approx(emitted / steps, abs=1e-4) if steps else None)
+        assert all(a <= v for a, v in zip(record["accepted"], record["verified"], strict=True))
+    assert summary.endings["error"] == len(ERRORS)
+    assert summary.num_lines == len(answers)
+    assert summary.num_tokens == sum(len(answer.get("token_ids", ())) for answer in answers)
+    assert max(summary.steps) == 4 and summary.tau > 1
+
+
+def test_a_finished_file_is_left_alone(answered, decode, file):
+    output, summary = answered
+    before = output.read_bytes(), stats_path(output).read_bytes()
+    assert decode(file, output) == summary
+    assert (output.read_bytes(), stats_path(output).read_bytes()) == before
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_run_goes_on_from_wherever_it_was_cut(answered, decode, file, tmp_path, seed):
+    """Each of the two files may end at any byte, as they are written one after the other."""
+    output = tmp_path / "answers.jsonl"
+    rng = random.Random(seed)
+    for suffix in ("", ".stats.jsonl"):
+        content = Path(f"{answered[0]}{suffix}").read_bytes()
+        Path(f"{output}{suffix}").write_bytes(content[: rng.randrange(len(content))])
+    shutil.copy(f"{answered[0]}.settings.json", f"{output}.settings.json")
+    summary = decode(file, output)
+    assert output.read_bytes() == answered[0].read_bytes()
+    assert summary.endings == answered[1].endings
+    assert [r["line"] for r in _records(stats_path(output))] == [
+        r["line"] for r in _records(output)
+    ]
+
+
+def test_an_interrupted_run_writes_whole_lines_in_order(
+    answered, models, engine, file, tmp_path, monkeypatch
+):
+    run = DecodeEngine.run
+
+    def stops(self, requests):
+        for count, answer in enumerate(run(self, requests)):
+            if count == 9:
+                raise KeyboardInterrupt
+            yield answer
+
+    monkeypatch.setattr(DecodeEngine, "run", stops)
+    output = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        decode_file(file, output, models, engine, SETTINGS, Console(file=io.StringIO()))
+    assert answered[0].read_bytes().startswith(output.read_bytes())
+    assert output.read_bytes().count(b"\n") >= 6
+
+
+def test_other_settings_and_other_files_are_refused(answered, decode, file, tmp_path):
+    with pytest.raises(ValueError, match="seed was 3, is 4"):
+        decode(file, answered[0], dataclasses.replace(SETTINGS, seed=4))
+    with pytest.raises(ValueError, match="there is another file of that name"):
+        decode(file, file)
+    with pytest.raises(ValueError, match=r"top_p\[0\]=0.0"):
+        decode(file, tmp_path / "new.jsonl", dataclasses.replace(SETTINGS, top_p=0.0))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError):
+        decode(tmp_path / "missing.jsonl", tmp_path / "new.jsonl")
+
+
+def test_raw_prompts_have_no_template(models, decode, tmp_path):
+    (tmp_path / "in.jsonl").write_text(_line(prompt="hi") + "\n")
+    decode(tmp_path / "in.jsonl", tmp_path / "out.jsonl", dataclasses.replace(SETTINGS, raw=True))
+    (record,) = _records(tmp_path / "out.jsonl")
+    out = fd.generate(
+        models.target, None, [[104, 105]], 12, "ar", stop_token_ids=models.target.eos_token_ids
+    )
+    assert record["token_ids"] == out.tokens[0]
+
+
+def test_progress_in_a_log_file(models, engine, file, tmp_path, monkeypatch):
+    monkeypatch.setattr("flexdraft_jax.evaluation.decode_file._PLAIN_SECONDS", 0.0)
+    written = io.StringIO()
+    decode_file(file, tmp_path / "out.jsonl", models, engine, SETTINGS, Console(file=written))
+    lines = written.getvalue().splitlines()
+    assert f"{len(LINES) - 1} of {len(LINES) - 1} lines" in lines[-1]
+    assert "tokens/s  tau" in lines[-1]
+
+
+def test_records_count_drafts_by_position_and_rows():
+    answer = Answer(0, [5] * 9, [3, 1, 4], [3, 2, 3], [2, 2, 1], "stop", 0.1, 0.5)
+    record = stats_record(7, 4, answer)
+    assert record["verified"] == [3, 3, 2] and record["accepted"] == [2, 2, 1]
+    assert record["by_fill"] == {"1": [1, 4], "2": [2, 4]}
+    assert (record["tau"], record["steps"]) == (2.6667, 3)
+    summary = FileSummary()
+    for one in (record, record, {"line": 8, "finish_reason": "error"}):
+        summary.add(one)
+    assert summary.tau == pytest.approx(8 / 3)
+    assert summary.steps == {1: 2, 2: 4} and summary.emitted == {1: 8, 2: 8}
+    assert summary.endings == {"stop": 2, "error": 1}
+
+
+def test_a_plot_is_drawn(answered, tmp_path):
+    plot_summary(summarise(stats_path(answered[0])), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    plot_summary(FileSummary(), tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").exists()
