@@ -119,6 +119,13 @@ class Decoding:
         """S, of the cache as it is now."""
         return self.state.cache.num_slots
 
+    def costs(self, state: DecodeState) -> np.ndarray | None:
+        """[variants] milliseconds of a step of each at the state's sizes; None without a choice."""
+        if self.cost_model is None:
+            return None
+        costs = self.cost_model.at(len(state.length), state.cache.num_slots)
+        return np.array([costs.of(variant) for variant in self.program.variants], np.float32)
+
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompts of all rows; all end in the last call, so that all begin together."""
         size = self.sizes.prompt
@@ -208,12 +215,8 @@ class Decoding:
 
     def _running(self, state: DecodeState, max_steps: int, min_active: int) -> tuple[Any, ...]:
         """The arguments of `run`."""
-        costs = None
-        if self.cost_model is not None:
-            here = self.cost_model.at(len(state.length), state.cache.num_slots)
-            costs = np.array([here.of(v) for v in self.program.variants], np.float32)
         limits = np.int32(max_steps), np.int32(min_active)
-        return self.program, self.variables, state, *limits, costs
+        return self.program, self.variables, state, *limits, self.costs(state)
 
     def _reading(
         self,

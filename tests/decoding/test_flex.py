@@ -214,7 +214,7 @@ def test_any_step_may_follow_any_other(begin, decode, prompts, which, temperatur
         while bool(decoding.state.active.any()):
             decoding.cost_model = dataclasses.replace(decoding.cost_model, profile=any_profile(rng))
             state = decoding.state
-            index = choose(decoding.costs, state.record, state.block.survival, state.active)
+            index = choose(decoding.costs(state), state.record, state.block.survival, state.active)
             pairs.add((last, int(index)))
             last = int(index)
             decoding.advance(1)
