@@ -85,7 +85,8 @@ class BenchmarkSettings:
         batch_sizes: rows decoded together.
         block_sizes: n that step costs are measured at; decoding takes the first.
         confidence_threshold: of decoding; 0 verifies every draft. Step costs are those of n - 1.
-        num_prompts: of each domain; all batch sizes divide it. A random target has one batch.
+        num_prompts: of each domain, in whole batches; a batch that is larger is decoded once. A
+            random target always has one batch.
         max_new_tokens: budget of each.
         num_slots: of the cache that step costs are measured with.
         num_steps: in one call of the compiled loop, for step costs.
@@ -181,7 +182,7 @@ def benchmark_models(
     if settings.forced_acceptance is not None:
         raise ValueError("forced_acceptance: must be left out, it is for random targets")
     for size in settings.batch_sizes:
-        if settings.num_prompts % size:
+        if max(size, settings.num_prompts) % size:
             raise ValueError(f"batch_sizes: {size} must divide num_prompts={settings.num_prompts}")
     steps = _steps(target, draft, settings, progress)
     block_size = settings.block_sizes[0]
@@ -193,12 +194,11 @@ def benchmark_models(
     options |= {"block_size": block_size, "confidence_threshold": settings.confidence_threshold}
     methods += [schedule_method(target, draft, name, **options) for name in settings.schedules]
 
-    prompts = similar_prompts(
-        models.tokenizer, settings.num_prompts, settings.max_new_tokens, block_size
-    )
+    most = max(settings.num_prompts, *settings.batch_sizes)
+    prompts = similar_prompts(models.tokenizer, most, settings.max_new_tokens, block_size)
     decoding = []
     for domain, size in itertools.product(DOMAINS, settings.batch_sizes):
-        tokens = prompts[domain].tokens
+        tokens = prompts[domain].tokens[: max(settings.num_prompts, size)]
         decoding += _decode(methods, tokens, domain, size, settings, progress)
     name = f"{models.name}, {describe_size(target, draft)}"
     return BenchmarkReport(name, _facts(target, draft), settings, steps, decoding)

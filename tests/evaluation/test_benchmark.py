@@ -102,7 +102,7 @@ def test_a_draft_is_needed(models) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("batch_sizes", (3,), "batch_sizes: 3 must divide num_prompts=2"),
+        ("num_prompts", 3, "batch_sizes: 2 must divide num_prompts=3"),
         ("forced_acceptance", 0.5, "forced_acceptance: must be left out"),
     ],
 )
