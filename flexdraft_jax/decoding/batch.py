@@ -404,25 +404,26 @@ def row_settings(requests: Sequence[Request], num_stops: int = 4) -> dict[str, A
         requests: one per row.
         num_stops: M, at least; more where a request has more stop tokens.
     """
-
-    def column(field: str, dtype: type) -> jax.Array:
-        return jnp.asarray(np.array([getattr(r, field) for r in requests], dtype))
-
     stops = [r.stop_token_ids for r in requests]
     num_stops = max(num_stops, bucket(max(map(len, stops)), smallest=4))
     return {
-        "budget": column("budget", np.int32),
+        "budget": _column(requests, "budget", np.int32),
         "stop_token_ids": _padded(stops, -1, num_stops),
-        "confidence_threshold": column("confidence_threshold", np.float32),
-        "sampling": RowSampling(
-            temperature=column("temperature", np.float32),
-            top_k=column("top_k", np.int32),
-            top_p=column("top_p", np.float32),
-            min_p=column("min_p", np.float32),
-            seed=column("seed", np.uint32),
-            row_id=column("row_id", np.uint32),
-        ),
+        "confidence_threshold": _column(requests, "confidence_threshold", np.float32),
+        "sampling": row_sampling(requests),
     }
+
+
+def row_sampling(requests: Sequence[Request]) -> RowSampling:
+    """How the tokens of each row are drawn."""
+    return RowSampling(
+        temperature=_column(requests, "temperature", np.float32),
+        top_k=_column(requests, "top_k", np.int32),
+        top_p=_column(requests, "top_p", np.float32),
+        min_p=_column(requests, "min_p", np.float32),
+        seed=_column(requests, "seed", np.uint32),
+        row_id=_column(requests, "row_id", np.uint32),
+    )
 
 
 def slot_bucket(size: int, largest: int = ALL_STEPS) -> int:
@@ -445,6 +446,10 @@ def bucket(size: int, smallest: int = 32) -> int:
             return power * 3 // 2
         power *= 2
     return power
+
+
+def _column(requests: Sequence[Request], field: str, dtype: type) -> jax.Array:
+    return jnp.asarray(np.array([getattr(r, field) for r in requests], dtype))
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int, size: int) -> jax.Array:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexdraft_jax.decoding.acceptance import accept_matching
-from flexdraft_jax.decoding.batch import bucket, slot_bucket, variants_of
+from flexdraft_jax.decoding.batch import bucket, fixed_variants, slot_bucket
 from flexdraft_jax.decoding.confidence import choose_verify_length, slot_confidence
 
 ROWS, SIZE = 3, 6
@@ -59,9 +59,9 @@ def test_slot_confidence_survives_large_logits():
 
 @given(st.integers(2, 64))
 def test_variants_end_at_all_drafts(block_size):
-    counts = [v.num_drafts for v in variants_of("parallel", block_size, False)]
+    counts = [v.num_drafts for v in fixed_variants("parallel", block_size, False)]
     assert counts[-1] == block_size - 1 and counts == sorted(set(counts))
-    (only,) = variants_of("parallel", block_size, True)
+    (only,) = fixed_variants("parallel", block_size, True)
     assert only.num_drafts == block_size - 1
 
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from flexdraft_jax.decoding import acceptance
 from flexdraft_jax.decoding.acceptance import accept_by_rejection, accept_matching
-from flexdraft_jax.decoding.generate import Sizes, row_sampling, start
+from flexdraft_jax.decoding.batch import Sizes, row_sampling, start
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sampling import (
     Purpose,
@@ -340,7 +340,7 @@ def test_four_tokens_have_the_joint_law_of_the_target(
             drafts[which],
             requests,
             schedule,
-            sizes=Sizes(prompt=2, output=4, slots=8),
+            sizes=Sizes(prompt=2, slots=8, max_slots=8),
             sampling=rule,
         )
         decoding.advance(4)

@@ -42,7 +42,7 @@ def test_pieces_make_the_text_that_generate_gives(models) -> None:
 
 def test_every_setting_reaches_the_decoder(models) -> None:
     random = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "seed": 5}
-    settings = dataclasses.replace(SETTINGS, sampling="rejection", **random)
+    settings = dataclasses.replace(SETTINGS, schedule="sequential", sampling="rejection", **random)
     prompt = encode_prompt(models, "hello")
     answer = answer_live(models, prompt, settings, lambda piece: None)
     out = fd.generate(
