@@ -6,9 +6,10 @@
         --forced_acceptance 0.8 --plot throughput.png
 
 The first decodes held-out prompts with the embedded default. The others need no trained model:
-with random weights a step costs what its shapes cost; where PyTorch is installed, Hugging Face's
-own decoding of the same weights is a row of their table. Run infer/measure_steps.py first, on the
-same model and batch sizes: flex chooses by what it measures.
+with random weights a step costs what its shapes cost. Where PyTorch is installed, Hugging Face's
+own greedy decoding of the same weights is a row of the same table, and at batch 1 its prompt lookup
+is another. Run infer/measure_steps.py first, on the same model and batch sizes: flex chooses by
+what it measures.
 """
 
 import json

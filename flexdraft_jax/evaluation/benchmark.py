@@ -1,6 +1,7 @@
 """The whole benchmark: step costs and tokens per second, as ratios in one run."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import platform
@@ -74,6 +75,8 @@ RANDOM_TARGETS = {
 _RANDOM_DRAFT_LAYERS = 2
 _RANDOM_CALIBRATION_RANK = 64
 _RANDOM_PROMPT_TOKENS = 32
+# Tokens that Hugging Face's prompt lookup drafts: the default of its candidate generator.
+_PROMPT_LOOKUP = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +169,7 @@ class BenchmarkReport:
 def benchmark_models(
     models: Models, settings: BenchmarkSettings, progress: Progress = silent
 ) -> BenchmarkReport:
-    """Step costs, and speed on held-out prompts of both domains.
+    """Step costs, and speed on held-out prompts of both domains, beside Hugging Face's.
 
     Args:
         models: with a draft.
@@ -196,12 +199,14 @@ def benchmark_models(
 
     most = max(settings.num_prompts, *settings.batch_sizes)
     prompts = similar_prompts(models.tokenizer, most, settings.max_new_tokens, block_size)
+    peer = _hugging_face(target)
     decoding = []
     for domain, size in itertools.product(DOMAINS, settings.batch_sizes):
         tokens = prompts[domain].tokens[: max(settings.num_prompts, size)]
-        decoding += _decode(methods, tokens, domain, size, settings, progress)
+        peers = _peer_methods(peer, tokens[:size], settings.max_new_tokens, target.eos_token_ids)
+        decoding += _decode(methods + peers, tokens, domain, size, settings, progress)
     name = f"{models.name}, {describe_size(target, draft)}"
-    return BenchmarkReport(name, _facts(target, draft), settings, steps, decoding)
+    return BenchmarkReport(name, _facts(target, draft, peer), settings, steps, decoding)
 
 
 def benchmark_random(
@@ -229,20 +234,16 @@ def benchmark_random(
             "forced_acceptance": settings.forced_acceptance,
         }
         methods += [schedule_method(target, draft, name, **options) for name in settings.schedules]
-    facts = _facts(target, draft)
-    if has_torch():
-        peer = _hugging_face(target)
-        facts["huggingface"] = peer.description
-        # Small models can be faster without a second thread; whichever is, it should be seen.
-        for threads in dict.fromkeys((peer.num_threads, 1)):
-            methods.append(_peer_method(peer, settings.max_new_tokens, threads))
+    peer = _hugging_face(target)
     shape = (max(settings.batch_sizes), _RANDOM_PROMPT_TOKENS)
     prompts = np.random.default_rng(0).integers(0, target.config.vocab_size, shape).tolist()
     decoding = []
     for size in settings.batch_sizes:
-        decoding += _decode(methods, prompts[:size], "random tokens", size, settings, progress)
+        rows = prompts[:size]
+        peers = _peer_methods(peer, rows, settings.max_new_tokens, None)
+        decoding += _decode(methods + peers, rows, "random tokens", size, settings, progress)
     label = f"random weights {name}, {describe_size(target, draft)}"
-    return BenchmarkReport(label, facts, settings, steps, decoding)
+    return BenchmarkReport(label, _facts(target, draft, peer), settings, steps, decoding)
 
 
 def random_models(name: str, block_size: int) -> tuple[Target, Draft]:
@@ -288,10 +289,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _facts(target: Target, draft: Draft) -> dict[str, Any]:
-    """The environment, and whether flex knows what steps cost there."""
+def _facts(target: Target, draft: Draft, peer: HuggingFace | None) -> dict[str, Any]:
+    """The environment, whether flex knows what steps cost there, and what it is compared with."""
     profile = find_profile(target.config, draft.config, target.dtype, None)
-    return environment() | {"step costs of flex": "estimated" if profile is None else "measured"}
+    facts = environment() | {"step costs of flex": "estimated" if profile is None else "measured"}
+    if peer is not None:
+        lookup = f"prompt lookup of {_PROMPT_LOOKUP} tokens, which it has for batch 1 alone"
+        facts["huggingface"] = f"{peer.description}, {lookup}"
+    return facts
 
 
 def _steps(
@@ -327,15 +332,53 @@ def _decode(
     )
 
 
-def _hugging_face(target: Target) -> HuggingFace:
+def _hugging_face(target: Target) -> HuggingFace | None:
+    """The same weights in PyTorch, where it is installed."""
+    if not has_torch():
+        return None
     with tempfile.TemporaryDirectory() as directory:
         save_target(target, directory)
         return HuggingFace(directory)
 
 
-def _peer_method(peer: HuggingFace, num_tokens: int, num_threads: int) -> Method:
-    name = f"huggingface, {num_threads} thread{'s' if num_threads > 1 else ''}"
-    return Method(name, 1, lambda prompts: (peer.generate(prompts, num_tokens, num_threads), []))
+def _peer_methods(
+    peer: HuggingFace | None,
+    prompts: Sequence[Sequence[int]],
+    num_tokens: int,
+    stop_token_ids: Sequence[int] | None,
+) -> list[Method]:
+    """Plain decoding, and prompt lookup where the batch is one row.
+
+    Args:
+        peer: None has no methods.
+        prompts: one batch, to choose the number of threads by.
+        num_tokens: of each prompt, at most.
+        stop_token_ids: tokens that end a row.
+    """
+    if peer is None:
+        return []
+    lookups = (None, _PROMPT_LOOKUP) if len(prompts) == 1 else (None,)
+    return [_peer_method(peer, prompts, num_tokens, stop_token_ids, lookup) for lookup in lookups]
+
+
+def _peer_method(
+    peer: HuggingFace,
+    prompts: Sequence[Sequence[int]],
+    num_tokens: int,
+    stop_token_ids: Sequence[int] | None,
+    prompt_lookup: int | None,
+) -> Method:
+    threads = peer.fastest_threads(prompts, prompt_lookup)
+    lookup = "" if prompt_lookup is None else ", prompt lookup"
+    generate = functools.partial(
+        peer.generate,
+        num_tokens=num_tokens,
+        num_threads=threads,
+        prompt_lookup=prompt_lookup,
+        stop_token_ids=stop_token_ids,
+    )
+    name = f"huggingface{lookup}, {threads} thread{'s' if threads > 1 else ''}"
+    return Method(name, 1, lambda batch: (generate(batch), []))
 
 
 def _step_table(report: BenchmarkReport) -> Table:

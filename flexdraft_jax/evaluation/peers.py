@@ -1,9 +1,14 @@
-"""Another implementation of plain decoding on the same weights: PyTorch, through transformers."""
+"""Another implementation of decoding on the same weights: PyTorch, through transformers."""
 
 import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
+
+from flexdraft_jax.evaluation.timing import seconds
+
+_PADDING = 0  # Any token: the mask hides it.
+_TRIAL_TOKENS = 16
 
 
 def has_torch() -> bool:
@@ -12,13 +17,13 @@ def has_torch() -> bool:
 
 
 class HuggingFace:
-    """Greedy `generate` of a transformers model in float32, with its own key/value cache."""
+    """Greedy `generate` of a transformers model: float32, on the CPU."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         """Loads a Hugging Face directory. Needs PyTorch."""
         import torch
         import transformers
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         transformers.utils.logging.disable_progress_bar()
         self._torch: Any = torch
@@ -26,45 +31,77 @@ class HuggingFace:
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             os.fspath(directory), dtype=torch.float32, local_files_only=True
         ).eval()
-        # As many tokens as were asked for, whatever they are.
-        self._model.generation_config.eos_token_id = None
-        self._model.generation_config.pad_token_id = 0
+        # The directory's own may penalise repetition, in greedy decoding too.
+        self._model.generation_config = GenerationConfig(pad_token_id=_PADDING)
 
     @property
     def description(self) -> str:
         """Versions, for a report."""
         import transformers
 
-        return f"transformers {transformers.__version__}, torch {self._torch.__version__}"
+        return (
+            f"transformers {transformers.__version__}, torch {self._torch.__version__}, float32 on "
+            "the CPU"
+        )
 
-    @property
-    def num_threads(self) -> int:
-        """How many threads PyTorch takes unless told otherwise."""
-        return self._default_threads
+    def fastest_threads(
+        self, prompts: Sequence[Sequence[int]], prompt_lookup: int | None = None
+    ) -> int:
+        """PyTorch's own choice of threads or a single one, whichever decodes these prompts sooner.
+
+        Small models can be faster without a second thread. The arguments are those of `generate`.
+        """
+
+        def trial(num_threads: int) -> float:
+            return seconds(
+                lambda: self.generate(
+                    prompts, _TRIAL_TOKENS, num_threads, prompt_lookup=prompt_lookup
+                )
+            )
+
+        counts = dict.fromkeys((self._default_threads, 1))
+        # The better of two: the first warms up.
+        return min(counts, key=lambda num_threads: min(trial(num_threads) for _ in range(2)))
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], num_tokens: int, num_threads: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_tokens: int,
+        num_threads: int,
+        *,
+        prompt_lookup: int | None = None,
+        stop_token_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """Exactly `num_tokens` new tokens per prompt.
+        """New tokens of each prompt, up to a stop token (included) or `num_tokens`.
 
         Args:
-            prompts: lists of token ids, all of one length.
-            num_tokens: new tokens of each.
+            prompts: lists of token ids, of any lengths.
+            num_tokens: at most, of each.
             num_threads: that PyTorch may take.
+            prompt_lookup: drafts of this many tokens are copied from where the last tokens stood
+                before; None decodes plainly.
+            stop_token_ids: tokens that end a row; None stops at no token.
 
         Raises:
-            ValueError: prompts of several lengths.
+            ValueError: prompt lookup of several prompts; transformers has it for one.
         """
-        if len({len(prompt) for prompt in prompts}) != 1:
-            raise ValueError("prompts: must all be of one length")
         self._torch.set_num_threads(num_threads)
-        tokens = self._torch.tensor([list(prompt) for prompt in prompts])
+        width = max(map(len, prompts))
+        stops = list(stop_token_ids or ())
         with self._torch.inference_mode():
             out = self._model.generate(
-                tokens,
-                attention_mask=self._torch.ones_like(tokens),
+                self._torch.tensor([[_PADDING] * (width - len(p)) + list(p) for p in prompts]),
+                attention_mask=self._torch.tensor(
+                    [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+                ),
                 do_sample=False,
                 max_new_tokens=num_tokens,
-                min_new_tokens=num_tokens,
+                eos_token_id=stops or None,
+                prompt_lookup_num_tokens=prompt_lookup,
             )
-        return out[:, tokens.shape[1] :].tolist()
+        return [_until_stop(row, stops) for row in out[:, width:].tolist()]
+
+
+def _until_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    """Without the padding behind a row that ended before others."""
+    return tokens[: next((i for i, t in enumerate(tokens, 1) if t in stops), len(tokens))]

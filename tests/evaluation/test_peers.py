@@ -1,0 +1,78 @@
+"""Hugging Face's own decoding of the same weights gives the same tokens."""
+
+import dataclasses
+
+import pytest
+
+import flexdraft_jax as fd
+from flexdraft_jax.evaluation.peers import HuggingFace
+
+pytest.importorskip("torch", reason="compares with live Hugging Face models")
+
+PROMPTS = [[1, 2, 3, 1, 2], [40, 50, 60, 70, 80, 90, 100], [7]]
+NUM_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def plain(models) -> list[list[int]]:
+    return fd.generate(models.target, None, PROMPTS, NUM_TOKENS, "ar").tokens
+
+
+@pytest.fixture(scope="module")
+def stop(plain) -> int:
+    """A token that ends every row at a place of its own."""
+    ends = {t: {row.index(t) for row in plain if t in row} for t in plain[0]}
+    return next(t for t, places in ends.items() if len(places) == len(PROMPTS))
+
+
+@pytest.fixture(scope="module")
+def peer(models, stop, tmp_path_factory) -> HuggingFace:
+    """Its directory names a stop token that nobody asked for."""
+    config = dataclasses.replace(models.target.config, eos_token_ids=(stop,))
+    directory = tmp_path_factory.mktemp("target")
+    fd.save_target(dataclasses.replace(models.target, config=config), directory)
+    return HuggingFace(directory)
+
+
+def test_rows_of_any_length_are_decoded_together(peer, plain, stop) -> None:
+    assert peer.generate(PROMPTS, NUM_TOKENS, num_threads=1) == plain
+    stopped = [row[: row.index(stop) + 1] for row in plain]
+    assert peer.generate(PROMPTS, NUM_TOKENS, 1, stop_token_ids=(stop,)) == stopped
+
+
+def test_prompt_lookup_gives_the_same_tokens_in_fewer_passes(
+    peer, plain, stop, monkeypatch
+) -> None:
+    passes = []
+    forward = peer._model.forward
+    monkeypatch.setattr(
+        peer._model, "forward", lambda *args, **kw: passes.append(1) or forward(*args, **kw)
+    )
+    for prompt, row in zip(PROMPTS, plain, strict=True):
+        passes.clear()
+        assert peer.generate([prompt], NUM_TOKENS, 1, prompt_lookup=10) == [row]
+        assert len(passes) < NUM_TOKENS
+        stopped = [row[: row.index(stop) + 1]]
+        options = {"prompt_lookup": 10, "stop_token_ids": (stop,)}
+        assert peer.generate([prompt], NUM_TOKENS, 1, **options) == stopped
+
+
+def test_prompt_lookup_is_for_one_row(peer) -> None:
+    with pytest.raises(ValueError, match="batch_size = 1"):
+        peer.generate(PROMPTS, 4, 1, prompt_lookup=10)
+
+
+def test_the_faster_number_of_threads_is_taken(peer, monkeypatch) -> None:
+    monkeypatch.setattr(peer, "_default_threads", 4)
+    tried = []
+
+    def clock(action) -> float:
+        action()
+        return seconds[tried[-1]]
+
+    monkeypatch.setattr("flexdraft_jax.evaluation.peers.seconds", clock)
+    monkeypatch.setattr(peer, "generate", lambda *args, **kw: tried.append(args[2]))
+    seconds = {4: 1.0, 1: 2.0}
+    assert peer.fastest_threads(PROMPTS) == 4
+    seconds = {4: 2.0, 1: 1.0}
+    assert peer.fastest_threads(PROMPTS) == 1
