@@ -1,6 +1,6 @@
 """Hugging Face's own decoding of the same weights gives the same tokens."""
 
-import dataclasses
+import json
 
 import pytest
 
@@ -27,10 +27,11 @@ def stop(plain) -> int:
 
 @pytest.fixture(scope="module")
 def peer(models, stop, tmp_path_factory) -> HuggingFace:
-    """Its directory names a stop token that nobody asked for."""
-    config = dataclasses.replace(models.target.config, eos_token_ids=(stop,))
+    """Its directory names a stop token and a penalty that nobody asked for."""
     directory = tmp_path_factory.mktemp("target")
-    fd.save_target(dataclasses.replace(models.target, config=config), directory)
+    fd.save_target(models.target, directory)
+    unasked = {"eos_token_id": stop, "repetition_penalty": 2.0}
+    (directory / "generation_config.json").write_text(json.dumps(unasked))
     return HuggingFace(directory)
 
 
