@@ -35,7 +35,7 @@ _BATCH_SIZES = flags.DEFINE_list(
     "batch_sizes", ["1", "2", "4", "8", "16", "32"], "Rows decoded together."
 )
 _NUM_SLOTS = flags.DEFINE_list("num_slots", ["256"], "Sizes of the cache.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 64, "Steps in one timed call.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Steps in one timed call.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Of every measurement, interleaved.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Write this file instead of the one that decoding finds by itself."
@@ -65,8 +65,9 @@ def main(argv: Sequence[str]) -> None:
         path = pathlib.Path(
             _OUTPUT.value or profile_path(target.config, draft.config, target.dtype)
         )
-        before = load_profile(path) if path.exists() else Profile(())
-        costs = measure_costs(
+        profile = load_profile(path) if path.exists() else Profile(())
+        costs = []
+        for one in measure_costs(
             target,
             draft,
             block_sizes=block_sizes or [draft.config.block_size],
@@ -75,8 +76,10 @@ def main(argv: Sequence[str]) -> None:
             num_steps=_NUM_STEPS.value,
             repeats=_REPEATS.value,
             progress=progress,
-        )
-        save_profile(before.updated(costs), path)
+        ):
+            costs.append(one)
+            profile = profile.updated([one])
+            save_profile(profile, path)  # What is measured stays, whatever happens to the rest.
     title = f"Cost of the parts of a step: {name}, {describe_size(target, draft)}"
     for block_size in sorted({c.block_size for c in costs}):
         lines = [c for c in costs if c.block_size == block_size]

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -117,10 +117,10 @@ def measure_costs(
     block_sizes: Sequence[int],
     batch_sizes: Sequence[int],
     slot_counts: Sequence[int] = (256,),
-    num_steps: int = 64,
+    num_steps: int = 16,
     repeats: int = 5,
     progress: Progress = silent,
-) -> list[StepCosts]:
+) -> Iterator[StepCosts]:
     """Times every part of the steps that flex chooses from; those of one size take turns.
 
     Args:
@@ -133,10 +133,12 @@ def measure_costs(
         repeats: of every measurement; their median counts.
         progress: told about each size.
 
+    Yields:
+        Costs of one size after the other.
+
     Raises:
         ValueError: a cache without room, or `repeats` under 1.
     """
-    found = []
     for block_size, batch_size, num_slots in itertools.product(
         block_sizes, batch_sizes, slot_counts
     ):
@@ -160,18 +162,15 @@ def measure_costs(
         ms = {variant: 1e3 * statistics.median(times[str(variant)]) for variant in variants}
         without = times[str(Variant("ar", block_size - 1))]
         drafting = [a - b for a, b in zip(times[str(largest)], without, strict=True)]
-        found.append(
-            StepCosts(
-                block_size,
-                batch_size,
-                num_slots,
-                verify={count: ms[Variant("ar", count)] for count in (0, *buckets)},
-                # Noise can make a tiny difference negative.
-                draft=max(1e3 * statistics.median(drafting), 1e-6),
-                parallel={count: ms[Variant("parallel", count)] for count in buckets},
-            )
+        yield StepCosts(
+            block_size,
+            batch_size,
+            num_slots,
+            verify={count: ms[Variant("ar", count)] for count in (0, *buckets)},
+            # Noise can make a tiny difference negative.
+            draft=max(1e3 * statistics.median(drafting), 1e-6),
+            parallel={count: ms[Variant("parallel", count)] for count in buckets},
         )
-    return found
 
 
 def costs_table(costs: Sequence[StepCosts], title: str) -> Table:
