@@ -58,7 +58,7 @@ _CONFIDENCE_THRESHOLD = flags.DEFINE_float(
     "Drafts less sure than this are not verified; 0 verifies all.",
 )
 _NUM_PROMPTS = flags.DEFINE_integer(
-    "num_prompts", _DEFAULT.num_prompts, "Held-out prompts per domain, or one batch."
+    "num_prompts", _DEFAULT.num_prompts, "Held-out prompts per domain; larger batches repeat them."
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."

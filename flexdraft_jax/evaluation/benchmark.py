@@ -88,8 +88,8 @@ class BenchmarkSettings:
         batch_sizes: rows decoded together.
         block_sizes: n that step costs are measured at; decoding takes the first.
         confidence_threshold: of decoding; 0 verifies every draft. Step costs are those of n - 1.
-        num_prompts: of each domain, in whole batches; a batch that is larger is decoded once. A
-            random target always has one batch.
+        num_prompts: of each domain, in whole batches; a batch that is larger repeats them. A random
+            target always has one batch.
         max_new_tokens: budget of each.
         num_slots: of the cache that step costs are measured with.
         num_steps: in one call of the compiled loop, for step costs.
@@ -197,12 +197,14 @@ def benchmark_models(
     options |= {"block_size": block_size, "confidence_threshold": settings.confidence_threshold}
     methods += [schedule_method(target, draft, name, **options) for name in settings.schedules]
 
-    most = max(settings.num_prompts, *settings.batch_sizes)
-    prompts = similar_prompts(models.tokenizer, most, settings.max_new_tokens, block_size)
+    prompts = similar_prompts(
+        models.tokenizer, settings.num_prompts, settings.max_new_tokens, block_size
+    )
     peer = _hugging_face(target)
     decoding = []
     for domain, size in itertools.product(DOMAINS, settings.batch_sizes):
-        tokens = prompts[domain].tokens[: max(settings.num_prompts, size)]
+        count = max(settings.num_prompts, size)
+        tokens = list(itertools.islice(itertools.cycle(prompts[domain].tokens), count))
         peers = _peer_methods(peer, tokens[:size], settings.max_new_tokens, target.eos_token_ids)
         decoding += _decode(methods + peers, tokens, domain, size, settings, progress)
     name = f"{models.name}, {describe_size(target, draft)}"
