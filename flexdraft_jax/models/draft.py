@@ -134,7 +134,7 @@ def init_draft(
 def check_draft_fits(draft: Draft, config: TargetConfig) -> None:
     """Raises ValueError, naming each weight and both shapes, if `draft` is for another target."""
     check_num_draft_layers(draft.config, config)
-    expected = _shapes_by_path(draft_shapes(config, draft.config))
+    expected = _expected_shapes(config, draft.config)
     found = _shapes_by_path(draft.params)
     wrong = [
         f"{path} is {found.get(path, 'missing')} and should be {expected.get(path, 'absent')}"
@@ -143,6 +143,11 @@ def check_draft_fits(draft: Draft, config: TargetConfig) -> None:
     ]
     if wrong:
         raise ValueError("draft: made for another target: " + "; ".join(wrong))
+
+
+@functools.cache  # Tracing the module takes longer than some answers.
+def _expected_shapes(config: TargetConfig, draft_config: DraftConfig) -> dict[str, tuple[int, ...]]:
+    return _shapes_by_path(draft_shapes(config, draft_config))
 
 
 def _shapes_by_path(params: Params) -> dict[str, tuple[int, ...]]:
