@@ -17,6 +17,7 @@ from flexdraft_jax.decoding.costs import (
     find_profile,
     flex_variants,
 )
+from flexdraft_jax.decoding.flex import Market
 from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
 from flexdraft_jax.decoding.requests import Request, check_settings
@@ -105,6 +106,7 @@ class Decoding:
         sizes: that it was begun with.
         sampling: "coupled" or "rejection", once there are rows with a temperature.
         cost_model: what flex chooses by; None where a fixed schedule leaves no choice.
+        refilled: whether rows that end make place for others.
     """
 
     program: DecodeProgram
@@ -113,18 +115,20 @@ class Decoding:
     sizes: Sizes
     sampling: str
     cost_model: CostModel | None
+    refilled: bool = False
 
     @property
     def num_slots(self) -> int:
         """S, of the cache as it is now."""
         return self.state.cache.num_slots
 
-    def costs(self, state: DecodeState) -> np.ndarray | None:
-        """[variants] milliseconds of a step of each at the state's sizes; None without a choice."""
+    def market(self, state: DecodeState) -> Market | None:
+        """What flex chooses by at the state's sizes; None for a fixed schedule."""
         if self.cost_model is None:
             return None
         costs = self.cost_model.at(len(state.length), state.cache.num_slots)
-        return np.array([costs.of(variant) for variant in self.program.variants], np.float32)
+        of_each = [costs.of(variant) for variant in self.program.variants]
+        return Market(jnp.array(of_each, jnp.float32), jnp.array(self.refilled))
 
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompts of all rows; all end in the last call, so that all begin together."""
@@ -216,7 +220,7 @@ class Decoding:
     def _running(self, state: DecodeState, max_steps: int, min_active: int) -> tuple[Any, ...]:
         """The arguments of `run`."""
         limits = np.int32(max_steps), np.int32(min_active)
-        return self.program, self.variables, state, *limits, self.costs(state)
+        return self.program, self.variables, state, *limits, self.market(state)
 
     def _reading(
         self,

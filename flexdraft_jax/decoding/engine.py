@@ -251,6 +251,7 @@ class DecodeEngine:
         decoding = begin(
             self._target, self._draft, self._program, requests, sizes, self._cost_model
         )
+        decoding.refilled = True
         whole = max(len(request.prompt) + request.budget for request in requests)
         ahead = decoding.compile_ahead(
             slot_bucket(whole + self._program.block_size, most),

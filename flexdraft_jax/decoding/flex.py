@@ -23,8 +23,26 @@ from flexdraft_jax.parallel.axes import array_field
 _DECAY = 0.9
 # A row without a past is trusted as if this many promised drafts had been accepted.
 _PRIOR = 4.0
-# Steps without a draft before one is made to see whether drafting has come to pay.
-_PATIENCE = 63
+# Steps without a draft before one is made to see whether drafting has come to pay: two thirds of
+# all steps of a row, but not fewer and not more than this.
+_PATIENCE = 23, 255
+# How far the rows count that will end first, where the batch has to wait for the last.
+_HURRY = 4.0
+
+
+@flax.struct.dataclass
+class Market:
+    """What flex chooses by, beside the drafts.
+
+    Attributes:
+        costs: [variants] of a step of each; in any unit.
+        refilled: scalar bool, whether rows that end make place for others: then a token is worth
+            the same in every row. If not, the batch lasts as long as its last row, and only what
+            brings that one on is worth much.
+    """
+
+    costs: jax.Array
+    refilled: jax.Array
 
 
 @flax.struct.dataclass
@@ -90,14 +108,16 @@ def note_block(record: Record, survival: jax.Array) -> Record:
 
 def choose_variant(
     variants: Sequence[Variant],
-    costs: jax.Array,
+    market: Market,
     record: Record,
     survival: jax.Array,
-    active: jax.Array,
+    remaining: jax.Array,
+    num_steps: jax.Array,
 ) -> jax.Array:
     """Index of the step that earns the most.
 
-    With c the costs, N the rows that decode, a(v) the drafts that all of them may accept of v:
+    With c the costs, N the rows that decode, a(v) the drafts that all of them may accept of v, both
+    weighted by what a token is worth in each row:
 
         R   the best rate of one kind of step for ever: N / c without drafts, (N + a(v)) / c with
             a usual block each time
@@ -110,30 +130,39 @@ def choose_variant(
 
     Args:
         variants: to choose from; the first is "ar", the others draft.
-        costs: [variants], of each; in any unit.
+        market: costs of each.
         record: of the rows.
         survival: [B, n - 1] of the block that is there.
-        active: [B] rows that still decode.
+        remaining: [B] tokens that each row may still emit; 0 of one that has ended.
+        num_steps: [B] of each row until now.
     """
+    costs, active = market.costs, remaining > 0
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
-    trust = (_PRIOR + record.accepted) / (_PRIOR + record.expected)
-    trust = jnp.where(active, trust, 0.0)[:, None]  # [B, 1]
-    usual = record.survival / jnp.maximum(record.blocks, 1.0)[:, None]
-    gain = _accepted(trust * survival)[num_drafts]  # [variants]
-    usual_gain = _accepted(trust * usual)[num_drafts]
+    trust = ((_PRIOR + record.accepted) / (_PRIOR + record.expected))[:, None]  # [B, 1]
+    usual = trust * record.survival / jnp.maximum(record.blocks, 1.0)[:, None]
+    weight = jnp.where(market.refilled, active, _hurry(usual, remaining))
+    gain = _accepted(trust * survival, weight)[num_drafts]  # [variants]
+    usual_gain = _accepted(usual, weight)[num_drafts]
 
-    rows = jnp.sum(active)
+    rows = jnp.sum(weight)
     plain_rate = rows / costs[0]
     drafting_rate = jnp.max((rows + usual_gain[1:]) / costs[1:])
     rate = jnp.maximum(plain_rate, drafting_rate)
     worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
     score = gain - rate * costs
     score = score.at[1:].add(worth)
-    due = jnp.any(active & (record.idle >= _PATIENCE))
-    return jnp.argmax(score.at[0].set(jnp.where(due, -jnp.inf, score[0])))
+    due = record.idle >= jnp.clip(num_steps * 2 // 3, *_PATIENCE)
+    most_due = 2 * jnp.sum(active & due) > jnp.sum(active)
+    return jnp.argmax(score.at[0].set(jnp.where(most_due, -jnp.inf, score[0])))
 
 
-def _accepted(survival: jax.Array) -> jax.Array:
-    """Drafts that all rows may accept of the first 0, 1, ... n - 1: [B, n - 1] -> [n]."""
-    by_slot = jnp.sum(jnp.minimum(survival, 1.0), axis=0)
+def _hurry(usual: jax.Array, remaining: jax.Array) -> jax.Array:
+    """What a token is worth in each row where all wait for the last: [B, n - 1], [B] -> [B]."""
+    left = remaining / (1.0 + jnp.sum(jnp.minimum(usual, 1.0), axis=1))  # Steps, if all draft.
+    return (left / jnp.maximum(jnp.max(left), 1.0)) ** _HURRY
+
+
+def _accepted(survival: jax.Array, weight: jax.Array) -> jax.Array:
+    """Drafts that all rows may accept of the first 0, 1, ... n - 1: [B, n - 1], [B] -> [n]."""
+    by_slot = jnp.sum(weight[:, None] * jnp.minimum(survival, 1.0), axis=0)
     return jnp.pad(jnp.cumsum(by_slot), (1, 0))

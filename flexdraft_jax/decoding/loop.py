@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.acceptance import Verdict
+from flexdraft_jax.decoding.flex import Market
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.decoding.state import (
     LOADING,
@@ -23,10 +24,15 @@ from flexdraft_jax.decoding.steps import (
     Variables,
     emit,
     first_block,
+    next_variant,
     step,
     target_token,
 )
 from flexdraft_jax.models.cache import Cache, commit
+
+_CHOICE_EVERY = 4
+# Steps done, the variant of the next one, and the batch.
+Carry = tuple[jax.Array, jax.Array, DecodeState]
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
@@ -125,7 +131,7 @@ def run(
     state: DecodeState,
     max_steps: jax.Array,
     min_active: jax.Array,
-    costs: jax.Array | None = None,
+    market: Market | None = None,
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     """Decodes until `max_steps` are done, too few rows are left, or a row's cache is full.
 
@@ -138,6 +144,7 @@ def run(
         state: donated.
         max_steps: scalar.
         min_active: scalar, at least 1; decodes while this many rows are running.
+        market: by which flex chooses; None for the other schedules.
 
     Returns:
         The state, how many steps were done, and whether a running row's cache is full.
@@ -147,13 +154,38 @@ def run(
         needed = state.length + program.block_size
         return jnp.any(state.active & (needed > state.cache.num_slots))
 
-    def cond_fn(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
-        done, state = carry
+    def goes_on(carry: Carry) -> jax.Array:
+        done, _, state = carry
         return (done < max_steps) & (jnp.sum(state.active) >= min_active) & ~full(state)
 
-    def body_fn(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
-        done, state = carry
-        return done + 1, step(program, variables, state, costs)
+    def steps_of(first: int, last: int, carry: Carry) -> Carry:
+        """Steps as long as they are of these variants."""
+        part = dataclasses.replace(program, variants=program.variants[first:last])
 
-    done, state = jax.lax.while_loop(cond_fn, body_fn, (jnp.int32(0), state))
+        def same_part(carry: Carry) -> jax.Array:
+            return goes_on(carry) & (first <= carry[1]) & (carry[1] < last)
+
+        def body(carry: Carry) -> Carry:
+            done, index, state = carry
+            state = step(part, variables, state, index - first)
+            # Plain steps teach little, and are so short that even the choice counts.
+            choose = (done % _CHOICE_EVERY == 0) | part.drafts
+            index = jax.lax.cond(
+                choose, lambda: next_variant(program, state, market), lambda: index
+            )
+            return done + 1, index, state
+
+        return jax.lax.while_loop(same_part, body, carry)
+
+    carry = jnp.int32(0), next_variant(program, state, market), state
+    count = len(program.variants)
+    if market is None:
+        carry = steps_of(0, count, carry)
+    else:
+        # Plain steps have a loop of their own: as one case of a switch, each would have to hand on
+        # keys and values for as many tokens as the largest.
+        carry = jax.lax.while_loop(
+            goes_on, lambda carry: steps_of(1, count, steps_of(0, 1, carry)), carry
+        )
+    done, _, state = carry
     return state, done, full(state)

@@ -28,6 +28,7 @@ from flexdraft_jax.decoding.confidence import (
 )
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.decoding.flex import (
+    Market,
     Record,
     choose_variant,
     empty_record,
@@ -91,8 +92,26 @@ class DecodeProgram:
         return dataclasses.replace(self, variants=(variant,))
 
 
+def next_variant(program: DecodeProgram, state: DecodeState, market: Market | None) -> jax.Array:
+    """Index of the step to take next.
+
+    Args:
+        program: the compiled choices.
+        state: before the step.
+        market: by which flex chooses; None takes the smallest variant that holds the largest v.
+            What a larger one computes beyond a row's v is thrown away.
+    """
+    if market is None:
+        longest = jnp.max(jnp.where(state.active, state.block.verify_length, 0))
+        return jnp.searchsorted(jnp.array([v.num_drafts for v in program.variants]), longest)
+    remaining = jnp.where(state.active, state.budget - state.num_emitted, 0)
+    return choose_variant(
+        program.variants, market, state.record, state.block.survival, remaining, state.num_steps
+    )
+
+
 def step(
-    program: DecodeProgram, variables: Variables, state: DecodeState, costs: jax.Array | None
+    program: DecodeProgram, variables: Variables, state: DecodeState, index: jax.Array
 ) -> DecodeState:
     """One step of one of the program's variants, for all rows that still decode.
 
@@ -100,17 +119,10 @@ def step(
         program: the compiled choices.
         variables: target and draft parameters.
         state: before the step.
-        costs: [variants] of each, by which flex chooses; None takes the smallest variant that
-            holds the largest v. What a larger one computes beyond a row's v is thrown away.
+        index: of the variant; no row verifies more drafts than it holds.
     """
     before = state
-    if costs is None:
-        index = _smallest_variant(program, state)
-    else:
-        index = choose_variant(
-            program.variants, costs, state.record, state.block.survival, state.active
-        )
-        state = _limit_verify_length(program, index, state)
+    state = _limit_verify_length(program, index, state)
 
     def verify(variant: Variant, state: DecodeState) -> Any:
         if variant.schedule == "parallel":
@@ -249,7 +261,7 @@ def _verify(
     candidates = state.block.tokens[:, : num_drafts + 1]
     clean = program.apply(variables, "clean_pass", candidates, state.length, state.cache)
     verdict = _judge(program, variables, clean.hidden, state)
-    return _padded(clean.fresh, program.block_size), verdict, state.block.hidden
+    return _padded(program, clean.fresh), verdict, state.block.hidden
 
 
 def _verify_and_draft(
@@ -269,7 +281,7 @@ def _verify_and_draft(
     verdict = _judge(program, variables, both.clean.hidden, state)
     picked = verdict.num_accepted[:, None, None, None]
     hidden = jnp.take_along_axis(both.groups, picked, axis=1)[:, 0]  # [B, n, E]
-    return _padded(both.clean.fresh, program.block_size), verdict, hidden
+    return _padded(program, both.clean.fresh), verdict, hidden
 
 
 def _judge(
@@ -323,16 +335,10 @@ def _switch(
     return jax.lax.switch(which, [lambda s, c=case: branch(c, s) for case in different], state)
 
 
-def _padded(fresh: tuple[KeysValues, ...], size: int) -> tuple[KeysValues, ...]:
-    """Fresh keys and values [B, K, C, H], padded to [B, K, size, H]: variants agree in shape."""
-    missing = size - fresh[0].keys.shape[2]
+def _padded(program: DecodeProgram, fresh: tuple[KeysValues, ...]) -> tuple[KeysValues, ...]:
+    """Fresh keys and values [B, K, C, H], padded to the largest C: variants agree in shape."""
+    missing = program.variants[-1].num_drafts + 1 - fresh[0].keys.shape[2]
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))), fresh)
-
-
-def _smallest_variant(program: DecodeProgram, state: DecodeState) -> jax.Array:
-    """Index of the smallest variant that holds the largest v of the rows that still decode."""
-    longest = jnp.max(jnp.where(state.active, state.block.verify_length, 0))
-    return jnp.searchsorted(jnp.array([v.num_drafts for v in program.variants]), longest)
 
 
 def _limit_verify_length(
