@@ -23,6 +23,9 @@ from flexdraft_jax.parallel.axes import array_field
 _DECAY = 0.9
 # A row without a past is trusted as if this many promised drafts had been accepted.
 _PRIOR = 4.0
+# Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
+# poor block at the start of an answer says little.
+_HOPE = 0.8
 # Steps without a draft before one is made to see whether drafting has come to pay: two thirds of
 # all steps of a row, but not fewer and not more than this.
 _PATIENCE = 23, 255
@@ -65,12 +68,12 @@ class Record:
 
 
 def empty_record(batch_size: int, block_size: int) -> Record:
-    """Of rows that have drafted nothing yet."""
+    """Of rows that have drafted nothing yet; n is 1 where nothing is ever drafted."""
     return Record(
         accepted=jnp.zeros(batch_size),
         expected=jnp.zeros(batch_size),
-        survival=jnp.zeros((batch_size, block_size - 1)),
-        blocks=jnp.zeros(batch_size),
+        survival=jnp.tile(_HOPE ** jnp.arange(1.0, block_size), (batch_size, 1)),
+        blocks=jnp.ones(batch_size),
         idle=jnp.zeros(batch_size, jnp.int32),
     )
 
@@ -98,10 +101,11 @@ def note_verdict(
 
 def note_block(record: Record, survival: jax.Array) -> Record:
     """The record after a block with this survival curve [B, n - 1] was drafted."""
+    kept = _DECAY**record.idle
     return dataclasses.replace(
         record,
-        survival=_DECAY * record.survival + survival,
-        blocks=_DECAY * record.blocks + 1.0,
+        survival=kept[:, None] * record.survival + survival,
+        blocks=kept * record.blocks + 1.0,
         idle=jnp.zeros_like(record.idle),
     )
 
@@ -139,7 +143,7 @@ def choose_variant(
     costs, active = market.costs, remaining > 0
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
     trust = ((_PRIOR + record.accepted) / (_PRIOR + record.expected))[:, None]  # [B, 1]
-    usual = trust * record.survival / jnp.maximum(record.blocks, 1.0)[:, None]
+    usual = trust * record.survival / record.blocks[:, None]
     weight = jnp.where(market.refilled, active, _hurry(usual, remaining))
     gain = _accepted(trust * survival, weight)[num_drafts]  # [variants]
     usual_gain = _accepted(usual, weight)[num_drafts]

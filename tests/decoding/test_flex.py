@@ -12,6 +12,7 @@ import pytest
 import flexdraft_jax as fd
 from flexdraft_jax.decoding.costs import Profile, StepCosts, Variant
 from flexdraft_jax.decoding.flex import (
+    Market,
     choose_variant,
     empty_record,
     note_block,
@@ -29,18 +30,22 @@ DRAFTS = [variant.drafts for variant in VARIANTS]
 
 
 @functools.partial(jax.jit, static_argnames="variants")
-def choose(costs, record, survival, active, variants=VARIANTS):
-    return choose_variant(variants, costs, record, survival, active)
+def choose(market, record, survival, remaining, num_steps, variants=VARIANTS):
+    return choose_variant(variants, market, record, survival, remaining, num_steps)
 
 
-def chosen(costs, usual, now, *, active=None, **record) -> int:
+def chosen(costs, usual, now, *, remaining=10, num_steps=0, refilled=True, **record) -> int:
     """Index of the choice, for rows with these usual curves and these blocks, [B, n - 1] each."""
     usual, now = np.atleast_2d(usual).astype(np.float32), np.atleast_2d(now).astype(np.float32)
     rows, drafts = usual.shape
-    known = note_block(empty_record(rows, drafts + 1), jnp.asarray(usual))
-    known = known.replace(**{name: jnp.asarray(value) for name, value in record.items()})
-    active = np.ones(rows, bool) if active is None else np.asarray(active)
-    return int(choose(np.asarray(costs, np.float32), known, jnp.asarray(now), active))
+    known = dataclasses.replace(
+        empty_record(rows, drafts + 1),
+        survival=jnp.asarray(usual),
+        **{name: jnp.asarray(value) for name, value in record.items()},
+    )
+    market = Market(jnp.asarray(costs, jnp.float32), jnp.asarray(refilled))
+    remaining, num_steps = (jnp.broadcast_to(jnp.asarray(x), rows) for x in (remaining, num_steps))
+    return int(choose(market, known, jnp.asarray(now), remaining, num_steps))
 
 
 def best_rate(costs, tokens) -> float:
@@ -128,8 +133,8 @@ def test_rows_are_weighed_together_and_finished_ones_not_at_all():
     good, bad = [0.99, 0.98, 0.97, 0.96], [0.1, 0.01, 0.0, 0.0]
     assert DRAFTS[chosen(costs, [good, good], [good, good])]
     assert not DRAFTS[chosen(costs, [bad, bad], [bad, bad])]
-    assert not DRAFTS[chosen(costs, [bad, good], [bad, good], active=[True, False])]
-    assert DRAFTS[chosen(costs, [bad, good], [bad, good], active=[False, True])]
+    assert not DRAFTS[chosen(costs, [bad, good], [bad, good], remaining=[10, 0])]
+    assert DRAFTS[chosen(costs, [bad, good], [bad, good], remaining=[0, 10])]
     assert DRAFTS[chosen(costs, [bad, good, good], [bad, good, good])]
 
 
@@ -142,24 +147,48 @@ def test_promises_that_were_not_kept_are_believed_no_more():
 
 def test_drafting_is_tried_again_after_a_while():
     costs, curve = [1.0, 9.0, 9.0, 9.0], [0.5, 0.2, 0.1, 0.0]
-    assert not DRAFTS[chosen(costs, curve, np.zeros(4), idle=[62])]
-    assert DRAFTS[chosen(costs, curve, np.zeros(4), idle=[63])]
-    # Not for the sake of a row that is finished.
-    rows = np.tile(curve, (2, 1))
-    assert not DRAFTS[chosen(costs, rows, np.zeros((2, 4)), idle=[63, 0], active=[False, True])]
+
+    def tries(idle, num_steps, **settings) -> bool:
+        rows = len(idle)
+        blocks = np.tile(curve, (rows, 1)), np.zeros((rows, 4))
+        return DRAFTS[chosen(costs, *blocks, idle=idle, num_steps=num_steps, **settings)]
+
+    # Rarer and rarer, down to a limit.
+    for idle, num_steps in [(23, 23), (66, 100), (255, 1000)]:
+        assert tries([idle], num_steps) and not tries([idle - 1], num_steps)
+    # When most rows find it is time, and not for the sake of a row that has ended.
+    assert not tries([23, 22, 22], 23) and tries([23, 23, 22], 23)
+    assert not tries([23, 0], 23, remaining=[0, 10])
+
+
+def test_a_batch_that_is_not_refilled_waits_for_its_slow_rows():
+    costs = [1.0, 1.8, 2.3, 2.6]
+    fast, slow = [0.99, 0.98, 0.97, 0.96], [0.3, 0.1, 0.0, 0.0]
+    rows = [fast, fast, fast, slow]
+    assert DRAFTS[chosen(costs, rows, rows)]
+    assert not DRAFTS[chosen(costs, rows, rows, refilled=False)]
+    # The slow row is the last no longer where it has little left.
+    assert DRAFTS[chosen(costs, rows, rows, refilled=False, remaining=[90, 90, 90, 9])]
+    assert chosen(costs, [fast] * 4, [fast] * 4) == chosen(
+        costs, [fast] * 4, [fast] * 4, refilled=False
+    )
 
 
 def test_what_a_record_remembers():
     survival = jnp.array([[0.5, 0.25, 0.125]])
+    hope = 0.8 ** np.arange(1, 4)
     record = note_block(empty_record(1, 4), survival)
+    np.testing.assert_allclose(record.survival[0], hope + survival[0], rtol=1e-6)
     record = note_verdict(record, survival, jnp.array([2]), jnp.array([1]))
     assert record.accepted == 1 and record.expected == 0.75 and record.idle == 1
-    record = note_block(record, jnp.zeros((1, 3)))
-    assert record.idle == 0
-    # The mean of two blocks, the newer one a little heavier.
-    np.testing.assert_allclose(record.survival / record.blocks, survival * 0.9 / 1.9)
     record = note_verdict(record, survival, jnp.array([0]), jnp.array([0]))
     np.testing.assert_allclose([record.accepted[0], record.expected[0]], [0.9, 0.675])
+    assert record.idle == 2
+    # Two steps fade what was known, whatever they were.
+    record = note_block(record, jnp.zeros((1, 3)))
+    assert record.idle == 0
+    np.testing.assert_allclose(record.survival[0], 0.81 * (hope + survival[0]), rtol=1e-6)
+    np.testing.assert_allclose(record.blocks, 0.81 * 2 + 1)
 
 
 def profile_of(verify, draft, parallel) -> Profile:
@@ -214,7 +243,13 @@ def test_any_step_may_follow_any_other(begin, decode, prompts, which, temperatur
         while bool(decoding.state.active.any()):
             decoding.cost_model = dataclasses.replace(decoding.cost_model, profile=any_profile(rng))
             state = decoding.state
-            index = choose(decoding.costs(state), state.record, state.block.survival, state.active)
+            index = choose(
+                decoding.market(state),
+                state.record,
+                state.block.survival,
+                (state.budget - state.num_emitted) * state.active,
+                state.num_steps,
+            )
             pairs.add((last, int(index)))
             last = int(index)
             decoding.advance(1)
