@@ -15,6 +15,8 @@ from absl import app, flags
 
 from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.decoding.engine import DecodeEngine
+from flexdraft_jax.decoding.sampling import SAMPLING_RULES
+from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
 from flexdraft_jax.evaluation.file_stats import plot_summary
 from flexdraft_jax.evaluation.highlight import make_console
@@ -31,9 +33,7 @@ _TARGET = flags.DEFINE_string(
 _DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows decoded together.")
-_SCHEDULE = flags.DEFINE_enum(
-    "schedule", "sequential", ["ar", "parallel", "sequential"], "Only the speed depends on it."
-)
+_SCHEDULE = flags.DEFINE_enum("schedule", "flex", SCHEDULES, "Only the speed depends on it.")
 _BLOCK_SIZE = flags.DEFINE_integer(
     "block_size", None, "Tokens of a candidate block; the draft's own if None."
 )
@@ -54,7 +54,7 @@ _TOP_P = flags.DEFINE_float("top_p", _DEFAULT.top_p, "Probability of the tokens 
 _MIN_P = flags.DEFINE_float("min_p", _DEFAULT.min_p, "Least share of the largest probability.")
 _SEED = flags.DEFINE_integer("seed", _DEFAULT.seed, "Of the random numbers.")
 _SAMPLING = flags.DEFINE_enum(
-    "sampling", "coupled", ["coupled", "rejection"], "How drafts are accepted at temperature > 0."
+    "sampling", "coupled", SAMPLING_RULES, "How drafts are accepted at temperature > 0."
 )
 _RAW = flags.DEFINE_bool("raw", False, "Take prompts as they are, without the chat template.")
 _TEMPLATE_KWARGS = flags.DEFINE_string(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 from flexdraft_jax.evaluation.refill import measure_refill, mixed_requests
@@ -20,9 +21,7 @@ _LONGEST = flags.DEFINE_integer(
     "longest", 400, "New tokens of an answer: between 4 and this many.", lower_bound=4
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows decoded together.", lower_bound=1)
-_SCHEDULE = flags.DEFINE_enum(
-    "schedule", "sequential", ["ar", "parallel", "sequential"], "Of both."
-)
+_SCHEDULE = flags.DEFINE_enum("schedule", "flex", SCHEDULES, "Of both.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Of both, in turn.", lower_bound=1)
 
 

@@ -18,10 +18,11 @@ from flexdraft_jax.decoding.costs import (
     flex_variants,
 )
 from flexdraft_jax.decoding.flex import Market
-from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
+from flexdraft_jax.decoding.loop import admit, forget, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
 from flexdraft_jax.decoding.requests import Request, check_settings
 from flexdraft_jax.decoding.sampling import RowSampling
+from flexdraft_jax.decoding.sizes import Sizes, bucket, sizes_for, slot_bucket
 from flexdraft_jax.decoding.state import DecodeState, init_state, resize, resized_shapes
 from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.models.cache import init_cache
@@ -57,41 +58,7 @@ class GenerateOutput:
 
 # More steps than any row can take: each emits at least one token.
 ALL_STEPS = np.iinfo(np.int32).max
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Array sizes that programs are compiled for, in tokens.
-
-    Attributes:
-        prompt: P, of a row's prompt in one call; longer prompts take several.
-        slots: S, of the cache to begin with; it grows when a row needs more.
-        max_slots: S that is enough for every row.
-    """
-
-    prompt: int
-    slots: int
-    max_slots: int
-
-
-def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
-    """The buckets to begin with: room for every prompt and a block.
-
-    A row needs prompt + budget + n - 2 slots in the end: its last step is the one that emits token
-    `budget`, and writes n tokens behind the prompt and the first budget - 2 of the new ones.
-    """
-    longest = max(len(r.prompt) for r in requests)
-    whole = max(len(r.prompt) + r.budget for r in requests)
-    # So many tokens keep a device busy; more in one call only take more memory.
-    share = _TOKENS_PER_CALL // len(requests)
-    return Sizes(
-        prompt=min(bucket(longest, smallest=8), max(64, min(512, share))),
-        slots=slot_bucket(longest + block_size),
-        max_slots=slot_bucket(max(longest, whole - 2) + block_size),
-    )
-
-
-_TOKENS_PER_CALL = 2048
+# Sizes of the cache that are compiled for ahead, the present one among them.
 _SIZES_AHEAD = 3
 
 
@@ -167,6 +134,14 @@ class Decoding:
             np.isin(np.arange(num_rows), places),
             **row_settings(requests, num_stops),
         )
+
+    def forget(self, place: int) -> None:
+        """Clears the cache of a row whose keys and values are no numbers.
+
+        They would harm the next request there: what it doesn't see has weight 0, and 0 * NaN is
+        NaN.
+        """
+        self.state = dataclasses.replace(self.state, cache=forget(self.state.cache, place))
 
     def advance(self, max_steps: int, min_active: int = 1) -> None:
         """Decodes for `max_steps` more, or until fewer than `min_active` rows are running."""
@@ -255,6 +230,14 @@ class Decoding:
         Raises:
             FloatingPointError: the target's logits were NaN, so that there is no next token.
         """
+        out = self.rows()
+        for row, (tokens, reason) in enumerate(zip(out.tokens, out.finish_reasons, strict=True)):
+            if reason == "error":
+                raise FloatingPointError(f"row {row}: {logits_are_nan(tokens)}")
+        return out
+
+    def rows(self) -> GenerateOutput:
+        """The same, but a row without a next token is finished with the reason "error"."""
         state = self.state
         small = (
             state.tokens,
@@ -265,13 +248,6 @@ class Decoding:
             state.finish_reason,
         )
         tokens, emitted, acceptance, verify, steps, reason = jax.device_get(small)
-        vocab_size = self.program.model.config.vocab_size
-        for row, (written, count) in enumerate(zip(tokens, emitted, strict=True)):
-            if np.any(written[:count] >= vocab_size):  # See `greedy_token`.
-                raise FloatingPointError(
-                    f"row {row}: the target's logits are NaN from token "
-                    f"{int(np.argmax(written >= vocab_size))} on; its activations overflow"
-                )
         return GenerateOutput(
             tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],
             acceptance_lengths=[r[:k].tolist() for r, k in zip(acceptance, steps, strict=True)],
@@ -280,8 +256,14 @@ class Decoding:
         )
 
 
-# A row that is still reading its prompt is running to whoever waits for it.
-_FINISH_REASONS = ("running", "stop", "length", "running")
+# By the values of `DecodeState.finish_reason`. A row that is still reading its prompt is running to
+# whoever waits for it.
+_FINISH_REASONS = ("running", "stop", "length", "running", "error")
+
+
+def logits_are_nan(tokens: Sequence[int]) -> str:
+    """What went wrong in a row behind these tokens."""
+    return f"the target's logits are NaN from token {len(tokens)} on; its activations overflow"
 
 
 def start(
@@ -318,21 +300,25 @@ def start(
     block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
     draft = None if schedule == "ar" else draft
     sizes = sizes or sizes_for(requests, block_size)
-    cost_model = find_costs(target, draft, schedule, block_size, profile)
-    if cost_model is not None:
-        variants = flex_variants(cost_model.at(len(requests), sizes.slots))
-    else:
-        verify_all = all(r.confidence_threshold == 0 for r in requests)
-        variants = fixed_variants("ar" if draft is None else schedule, block_size, verify_all)
-    program = DecodeProgram(
-        model=flexdraft_model(target, draft),
-        block_size=block_size,
-        pruning_strategy=pruning_strategy,
-        sampling=sampling,
-        variants=variants,
-        forced_acceptance=forced_acceptance,
+    program, cost_model = choose_program(
+        target,
+        draft,
+        schedule,
+        block_size,
+        pruning_strategy,
+        sampling,
+        profile,
+        batch_size=len(requests),
+        num_slots=sizes.slots,
+        verify_all=all(r.confidence_threshold == 0 for r in requests),
     )
-    work = Work(block_size, program.num_groups, sizes.prompt)
+    program = dataclasses.replace(program, forced_acceptance=forced_acceptance)
+    work = Work(
+        block_size=block_size,
+        num_groups=program.num_groups,
+        chunk=sizes.prompt,
+        draws=any(r.temperature > 0 for r in requests),
+    )
     check_memory(target, draft, work, len(requests), sizes.max_slots)
     decoding = begin(target, draft, program, requests, sizes, cost_model)
     decoding.read_prompts([request.prompt for request in requests])
@@ -378,18 +364,51 @@ def _program_for(
     return dataclasses.replace(program, sampling=sampling)
 
 
-def find_costs(
+def choose_program(
     target: Target,
     draft: Draft | None,
     schedule: str,
     block_size: int,
+    pruning_strategy: str,
+    sampling: str,
     profile: Profile | str | os.PathLike[str] | None,
-) -> CostModel | None:
-    """What flex chooses by; None for a fixed schedule, and without a draft."""
-    if schedule != "flex" or draft is None:
-        return None
-    measured = find_profile(target.config, draft.config, target.dtype, profile)
-    return CostModel(target.config, draft.config, target.dtype, block_size, measured)
+    *,
+    batch_size: int,
+    num_slots: int,
+    verify_all: bool = False,
+) -> tuple[DecodeProgram, CostModel | None]:
+    """What to compile for checked settings, and what flex is to choose by.
+
+    Args:
+        target: the model.
+        draft: its draft, None where nothing is drafted.
+        schedule: as for `generate`, like the rest up to the profile.
+        block_size: n.
+        pruning_strategy: "cumulative_product" or "min_confidence".
+        sampling: "coupled" or "rejection".
+        profile: of step costs.
+        batch_size: B.
+        num_slots: S at which parallel and sequential steps are compared.
+        verify_all: whether every step verifies all n - 1 drafts.
+    """
+    cost_model = None
+    if draft is None:
+        variants = fixed_variants("ar", block_size, verify_all)
+        sampling = "coupled"  # Without drafts there is nothing to accept.
+    elif schedule == "flex":
+        measured = find_profile(target.config, draft.config, target.dtype, profile)
+        cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)
+        variants = flex_variants(cost_model.at(batch_size, num_slots))
+    else:
+        variants = fixed_variants(schedule, block_size, verify_all)
+    program = DecodeProgram(
+        model=flexdraft_model(target, draft),
+        block_size=block_size,
+        pruning_strategy=pruning_strategy,
+        sampling=sampling,
+        variants=variants,
+    )
+    return program, cost_model
 
 
 def fixed_variants(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:
@@ -411,15 +430,15 @@ def row_settings(requests: Sequence[Request], num_stops: int = 4) -> dict[str, A
     stops = [r.stop_token_ids for r in requests]
     num_stops = max(num_stops, bucket(max(map(len, stops)), smallest=4))
     return {
-        "budget": _column(requests, "budget", np.int32),
-        "stop_token_ids": _padded(stops, -1, num_stops),
+        "budget": _column(requests, "max_new_tokens", np.int32),
+        "stop_token_ids": jnp.asarray(_padded(stops, -1, num_stops)),
         "confidence_threshold": _column(requests, "confidence_threshold", np.float32),
         "sampling": row_sampling(requests),
     }
 
 
 def row_sampling(requests: Sequence[Request]) -> RowSampling:
-    """How the tokens of each row are drawn."""
+    """How the requests' tokens are drawn, one entry per row."""
     return RowSampling(
         temperature=_column(requests, "temperature", np.float32),
         top_k=_column(requests, "top_k", np.int32),
@@ -430,35 +449,13 @@ def row_sampling(requests: Sequence[Request]) -> RowSampling:
     )
 
 
-def slot_bucket(size: int, largest: int = ALL_STEPS) -> int:
-    """The cache size for `size` tokens: 128, 256, 512, ... up to the largest.
-
-    Fewer sizes than `bucket` has: a cache grows through all of them, and each is compiled for.
-    """
-    return min(max(128, 1 << (size - 1).bit_length()), largest)
-
-
-def bucket(size: int, smallest: int = 32) -> int:
-    """The array size for `size` entries: 32, 48, 64, 96, 128, 192, ...
-
-    Programs are compiled per size, so sizes are few; attention pays for every slot, so no more
-    than a third of them is padding.
-    """
-    power = smallest
-    while power < size:
-        if power * 3 // 2 >= size:
-            return power * 3 // 2
-        power *= 2
-    return power
-
-
 def _column(requests: Sequence[Request], field: str, dtype: type) -> jax.Array:
     return jnp.asarray(np.array([getattr(r, field) for r in requests], dtype))
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int, size: int) -> jax.Array:
+def _padded(rows: Sequence[Sequence[int]], fill: int, size: int) -> np.ndarray:
     """Rows of tokens as one array [B, size]."""
     out = np.full((len(rows), size), fill, np.int32)
     for line, row in zip(out, rows, strict=True):
         line[: len(row)] = row
-    return jnp.asarray(out)
+    return out

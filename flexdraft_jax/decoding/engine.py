@@ -1,7 +1,7 @@
 """Any number of requests through a fixed number of rows: where one ends, the next one begins.
 
     engine = DecodeEngine(target, draft, batch_size=16)
-    for answer in engine.run(Request(prompt, budget=200) for prompt in prompts):
+    for answer in engine.run(Request(prompt, max_new_tokens=200) for prompt in prompts):
         print(answer.index, answer.tokens)
 
 A round has three parts: free rows take the next requests; every prompt that isn't read yet is read
@@ -15,16 +15,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from flexdraft_jax.decoding.batch import (
-    ALL_STEPS,
-    Decoding,
-    Sizes,
-    begin,
-    find_costs,
-    fixed_variants,
-    slot_bucket,
-)
-from flexdraft_jax.decoding.costs import Profile, flex_variants
+from flexdraft_jax.decoding.batch import ALL_STEPS, Decoding, begin, choose_program
+from flexdraft_jax.decoding.costs import Profile
 from flexdraft_jax.decoding.memory import Work, check_memory, memory_limit, plan_memory
 from flexdraft_jax.decoding.requests import (
     Request,
@@ -33,9 +25,8 @@ from flexdraft_jax.decoding.requests import (
     check_settings,
     integer,
 )
-from flexdraft_jax.decoding.steps import DecodeProgram
+from flexdraft_jax.decoding.sizes import Sizes, slot_bucket
 from flexdraft_jax.models.draft import Draft
-from flexdraft_jax.models.flexdraft import flexdraft_model
 from flexdraft_jax.models.target import Target
 
 # Rows that read their prompts in one call, where several do; else one row does.
@@ -48,7 +39,7 @@ _STEPS_BETWEEN_CHUNKS = 4
 # S at which flex's parallel and sequential steps are compared; the cheaper ones are compiled.
 _USUAL_SLOTS = 512
 # Is in the rows that nobody has.
-_NOBODY = Request(prompt=(0,), budget=0, confidence_threshold=0.0)
+_NOBODY = Request(prompt=(0,), max_new_tokens=0, confidence_threshold=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +52,8 @@ class Answer:
         acceptance_lengths: a + 1 of each step, as in `GenerateOutput`.
         verify_lengths: v of each step.
         batch_fills: how many rows decoded in each step.
-        finish_reason: "stop" or "length".
+        finish_reason: "stop" or "length"; "error" where the target's logits were NaN behind these
+            tokens, so that there is no next one. Other requests do not notice.
         first_token_seconds: from when the request got a row until its first token was there.
         seconds: until its last token was there.
     """
@@ -144,18 +136,16 @@ class DecodeEngine:
         self._target = target
         self._draft = draft = None if schedule == "ar" else draft
         block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
-        self._cost_model = find_costs(target, draft, schedule, block_size, profile)
-        if self._cost_model is not None:
-            variants = flex_variants(self._cost_model.at(self.batch_size, _USUAL_SLOTS))
-        else:
-            fixed = "ar" if draft is None else schedule
-            variants = fixed_variants(fixed, block_size, verify_all=False)
-        self._program = DecodeProgram(
-            model=flexdraft_model(target, draft),
-            block_size=block_size,
-            pruning_strategy=pruning_strategy,
-            sampling=sampling,
-            variants=variants,
+        self._program, self._cost_model = choose_program(
+            target,
+            draft,
+            schedule,
+            block_size,
+            pruning_strategy,
+            sampling,
+            profile,
+            batch_size=self.batch_size,
+            num_slots=_USUAL_SLOTS,
         )
         positions = target.config.max_position_embeddings
         length = positions if max_length is None else _at_least_one("max_length", max_length)
@@ -168,6 +158,7 @@ class DecodeEngine:
             block_size=block_size,
             num_groups=self._program.num_groups,
             chunk=self._chunk or _PROMPT_CHUNKS[-1],
+            draws=True,  # Nobody knows yet.
             reading_rows=min(_READING_ROWS, self.batch_size),
         )
         plan = functools.partial(plan_memory, target, draft, work, self.batch_size)
@@ -182,13 +173,12 @@ class DecodeEngine:
         """Yields what is new of every request that is being decoded, after every few steps.
 
         Args:
-            requests: any number; each is taken when a row is free for it.
+            requests: as for `run`.
             steps_per_update: steps between two updates; fewer where a request ends.
 
         Raises:
-            ValueError: `steps_per_update` under 1, at the call; a request that `check` refuses,
-                when it is taken.
-            FloatingPointError: the target's logits were NaN.
+            ValueError: `steps_per_update` under 1, at the call; or as `run`.
+            TypeError: the same.
         """
         return self._updates(requests, _at_least_one("steps_per_update", steps_per_update))
 
@@ -196,29 +186,32 @@ class DecodeEngine:
         """Yields answers as they are finished, which need not be the order of the requests.
 
         Args:
-            requests: any number; each is taken when a row is free for it.
+            requests: any number, even without an end; each is taken when a row is free for it, and
+                all rows wait for it.
 
         Raises:
-            ValueError: a request that `check` refuses, when it is taken.
-            FloatingPointError: the target's logits were NaN.
+            ValueError: a request that `check` refuses, when it is taken. Answers that aren't
+                finished by then are lost, so check first what may be wrong.
+            TypeError: the same.
         """
         for update in self._updates(requests, ALL_STEPS):
             if update.answer is not None:
                 yield update.answer
 
     def check(self, request: Request) -> Request:
-        """The request in its usual types.
+        """The request in its usual types, if `stream` and `run` can answer it.
 
         Raises:
             ValueError: it can't be answered; what is wrong is named.
             TypeError: it is no request, or holds something of the wrong kind.
         """
         request = check_request(self._target.config, request)
-        length = len(request.prompt) + request.budget
+        length = len(request.prompt) + request.max_new_tokens
         if length > self.max_length:
             raise ValueError(
-                f"the prompt has {len(request.prompt)} tokens and budget={request.budget}: "
-                f"together they must be at most max_length={self.max_length}"
+                f"the prompt has {len(request.prompt)} tokens and "
+                f"max_new_tokens={request.max_new_tokens}: together they must be at most "
+                f"max_length={self.max_length}"
             )
         return request
 
@@ -252,7 +245,7 @@ class DecodeEngine:
             self._target, self._draft, self._program, requests, sizes, self._cost_model
         )
         decoding.refilled = True
-        whole = max(len(request.prompt) + request.budget for request in requests)
+        whole = max(len(request.prompt) + request.max_new_tokens for request in requests)
         ahead = decoding.compile_ahead(
             slot_bucket(whole + self._program.block_size, most),
             sorted({1, min(_READING_ROWS, self.batch_size)}),
@@ -271,7 +264,7 @@ class _Row:
         index: of the request.
         request: itself.
         taken: when it got the row.
-        num_read: tokens of its prompt that are read.
+        num_read: tokens of its prompt that are read; none where no answer is wanted.
         num_given: tokens of its answer that were given out.
         batch_fills: of its steps.
         first_token: when its first token was there.
@@ -288,7 +281,7 @@ class _Row:
     @property
     def reading(self) -> bool:
         """Whether some of the prompt is still to be read."""
-        return self.num_read < len(self.request.prompt)
+        return self.request.max_new_tokens > 0 and self.num_read < len(self.request.prompt)
 
 
 class _Batch:
@@ -358,7 +351,7 @@ class _Batch:
     def collect(self) -> Iterator[Update]:
         """What is new in each row; frees those that ended."""
         assert self._decoding is not None
-        out, now = self._decoding.output(), time.perf_counter()
+        out, now = self._decoding.rows(), time.perf_counter()
         for place, row in enumerate(self._rows):
             if row is None or row.reading:
                 continue
@@ -371,6 +364,8 @@ class _Batch:
             answer = None
             if out.finish_reasons[place] != "running":
                 self._rows[place] = None
+                if out.finish_reasons[place] == "error":
+                    self._decoding.forget(place)
                 answer = Answer(
                     index=row.index,
                     tokens=out.tokens[place],

@@ -76,7 +76,7 @@ def read_prompt_chunk(
     # A row that reads on gets a block that means nothing, and another one later.
     part = first_block(program, variables, part, bonus)
     # The prompt's own token is the bonus of no step.
-    part = emit(part, Verdict(jnp.zeros_like(bonus), bonus))
+    part = emit(program, part, Verdict(jnp.zeros_like(bonus), bonus))
     if rows is None:
         return part
     # Always true, but it makes the write wait for every read of the old cache, as in a step.
@@ -122,6 +122,12 @@ def admit(
     old = dataclasses.replace(state, **settings, cache=nothing)
     chosen = jax.tree.map(choose, old, dataclasses.replace(fresh, cache=nothing))
     return dataclasses.replace(chosen, cache=state.cache)
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def forget(cache: Cache, row: jax.Array) -> Cache:
+    """The cache with zeros in one row."""
+    return jax.tree.map(lambda array: array.at[row].set(0), cache)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")

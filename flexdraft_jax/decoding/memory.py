@@ -1,5 +1,6 @@
 """What decoding takes of the device's memory, known before it starts."""
 
+import bisect
 import dataclasses
 import functools
 import os
@@ -19,12 +20,14 @@ class Work:
         block_size: n.
         num_groups: G, mask groups of a row in one pass.
         chunk: P, tokens of a prompt that are read in one call.
+        draws: whether tokens may be drawn at random, which takes more than the largest logit does.
         reading_rows: R, rows that read in one call; None for all.
     """
 
     block_size: int
     num_groups: int
     chunk: int
+    draws: bool
     reading_rows: int | None = None
 
 
@@ -57,8 +60,11 @@ def plan_memory(
     row = 2 * c.num_layers * c.num_kv_heads * num_slots * c.head_dim * item
     n = work.block_size
     reading_rows = min(work.reading_rows or batch_size, batch_size)
-    step = _pass_bytes(c, item, n, work.num_groups * n, num_slots, 2 * n)
-    read = _pass_bytes(c, item, work.chunk, n, num_slots, n)
+    # Logits of a block's candidates, or of its drafts; then of a prompt's last token and n - 1
+    # drafts. Arrays of their size exist at once: as measured, with all that is made of them.
+    logits = 4 * n * c.vocab_size * (8 if work.draws else 3)
+    step = logits + _pass_bytes(c, item, n, work.num_groups * n, num_slots)
+    read = logits + _pass_bytes(c, item, work.chunk, n, num_slots)
     if work.reading_rows is not None:
         read += 2 * row  # Rows are taken out of the cache, and put back.
     return MemoryPlan(
@@ -81,8 +87,9 @@ def check_memory(
     plan = plans(batch_size=batch_size)
     if limit is None or plan.total <= limit:
         return
-    smaller = range(batch_size - 1, 0, -1)
-    fitting = next((rows for rows in smaller if plans(batch_size=rows).total <= limit), 0)
+    fitting = bisect.bisect_right(
+        range(1, batch_size), limit, key=lambda rows: plans(batch_size=rows).total
+    )
     raise ValueError(
         f"a batch of {batch_size} rows of {num_slots} tokens does not fit into memory: "
         f"{_size(plan.weights)} of weights, {_size(plan.cache)} of cache and "
@@ -106,14 +113,9 @@ def memory_limit(target: Target) -> int | None:
 
 
 def _pass_bytes(
-    config: TargetConfig,
-    item: int,
-    num_tokens: int,
-    num_masks: int,
-    num_slots: int,
-    num_logits: int,
+    config: TargetConfig, item: int, num_tokens: int, num_masks: int, num_slots: int
 ) -> int:
-    """Of one row in a pass: the widest layer, keys and values for the cache, and logits."""
+    """Of one row in a pass: the widest layer, and keys and values for the cache."""
     c, wide = config, 4  # Bytes of a float32, in which most of it is.
     tokens = num_tokens + num_masks
     # Scores and the weights that are made of them.
@@ -121,8 +123,7 @@ def _pass_bytes(
     heads = 2 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
     layer = wide * tokens * (4 * c.hidden_size + 3 * c.intermediate_size + heads)
     fresh = 2 * c.num_layers * c.num_kv_heads * num_tokens * c.head_dim * item
-    # Logits, and what they are warped or compared with.
-    return scores + layer + fresh + 2 * wide * num_logits * c.vocab_size
+    return scores + layer + fresh
 
 
 def _size(num_bytes: int) -> str:

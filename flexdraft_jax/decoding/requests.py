@@ -23,7 +23,7 @@ class Request:
 
     Attributes:
         prompt: token ids, at least one.
-        budget: tokens to emit at most.
+        max_new_tokens: tokens to emit at most.
         confidence_threshold: drafts less sure than this are not verified; 0 verifies all.
         stop_token_ids: tokens that end the row, once emitted.
         temperature: 0 decodes greedily; the fields below count for random rows alone.
@@ -35,7 +35,7 @@ class Request:
     """
 
     prompt: tuple[int, ...]
-    budget: int
+    max_new_tokens: int
     confidence_threshold: float = 0.01
     stop_token_ids: tuple[int, ...] = ()
     temperature: float = 0.0
@@ -126,7 +126,7 @@ def check_request(config: TargetConfig, request: Request) -> Request:
     (checked,) = check_requests(
         config,
         [request.prompt],
-        [request.budget],
+        [request.max_new_tokens],
         request.confidence_threshold,
         request.stop_token_ids,
         temperature=[request.temperature],

@@ -12,8 +12,9 @@ from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.models.cache import Cache
 from flexdraft_jax.parallel.axes import array_field, logical_axes
 
-# Values of `DecodeState.finish_reason`. A LOADING row has not read all of its prompt.
-RUNNING, STOP, LENGTH, LOADING = 0, 1, 2, 3
+# Values of `DecodeState.finish_reason`. A LOADING row has not read all of its prompt; an ERROR row
+# has no next token, as the target's logits are NaN.
+RUNNING, STOP, LENGTH, LOADING, ERROR = 0, 1, 2, 3, 4
 
 # Axes as long as the cache: a row emits no more tokens, and takes no more steps, than fit into it.
 _CACHE_LONG = ("slots", "output")
@@ -54,7 +55,7 @@ class DecodeState:
         confidence_threshold: [B] float32, for the choice of v; 0 verifies every draft.
         sampling: how each row's tokens are drawn.
         record: what each row's drafts have been worth.
-        finish_reason: [B] int32, RUNNING, STOP, LENGTH or LOADING. Only running rows are decoded.
+        finish_reason: [B] int32, one of the values above. Only RUNNING rows are decoded.
         num_steps: [B] int32, steps the row took part in.
         acceptance_lengths: [B, S] int32, a + 1 of each of them.
         verify_lengths: [B, S] int32, v of each of them.

@@ -42,7 +42,14 @@ from flexdraft_jax.decoding.sampling import (
     probabilities,
     uniform,
 )
-from flexdraft_jax.decoding.state import LENGTH, RUNNING, STOP, CandidateBlock, DecodeState
+from flexdraft_jax.decoding.state import (
+    ERROR,
+    LENGTH,
+    RUNNING,
+    STOP,
+    CandidateBlock,
+    DecodeState,
+)
 from flexdraft_jax.models.cache import KeysValues, commit
 from flexdraft_jax.models.flexdraft import FlexDraft
 
@@ -135,7 +142,7 @@ def step(
         for v in program.variants
     ]
     fresh, verdict, hidden = _switch(index, passes, verify, state)
-    stepped = _commit_and_emit(state, fresh, verdict)
+    stepped = _commit_and_emit(program, state, fresh, verdict)
 
     def draft(schedule: str, state: DecodeState) -> tuple[CandidateBlock, Record]:
         if schedule == "ar":
@@ -216,8 +223,12 @@ def first_block(
     return dataclasses.replace(state, block=block, record=record)
 
 
-def emit(state: DecodeState, verdict: Verdict) -> DecodeState:
-    """Appends the accepted drafts and the bonus, up to a stop token or the budget."""
+def emit(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> DecodeState:
+    """Appends the accepted drafts and the bonus, up to a stop token or the budget.
+
+    Where the target's logits are NaN the bonus is no token (see `greedy_token`): it is left out,
+    and the row is finished.
+    """
     rows = jnp.arange(state.length.shape[0])
     slot = jnp.arange(state.block.tokens.shape[1])
     drafts = jnp.roll(state.block.tokens, -1, axis=1)  # draft j + 1 in slot j
@@ -230,9 +241,12 @@ def emit(state: DecodeState, verdict: Verdict) -> DecodeState:
     stopped = jnp.any(stops, axis=1)
     # Up to the first stop token, itself included.
     valid &= jnp.cumsum(stops, axis=1) - stops == 0
-    count = jnp.where(state.active, jnp.sum(valid, axis=1), 0)
+    is_token = emitted < program.model.config.vocab_size
+    failed = jnp.any(valid & ~is_token, axis=1)
+    count = jnp.where(state.active, jnp.sum(valid & is_token, axis=1), 0)
     num_emitted = state.num_emitted + count
-    finished = jnp.where(stopped, STOP, jnp.where(num_emitted >= state.budget, LENGTH, RUNNING))
+    finished = jnp.where(num_emitted >= state.budget, LENGTH, RUNNING)
+    finished = jnp.where(stopped, STOP, jnp.where(failed, ERROR, finished))
 
     size = state.tokens.shape[1]
     column = state.num_emitted[:, None] + slot
@@ -353,10 +367,13 @@ def _limit_verify_length(
 
 
 def _commit_and_emit(
-    state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict
+    program: DecodeProgram,
+    state: DecodeState,
+    fresh: tuple[KeysValues, ...],
+    verdict: Verdict,
 ) -> DecodeState:
     """Commits, logs and emits; emitting comes last, as it finishes rows."""
-    return emit(_log(_commit(state, fresh, verdict), verdict), verdict)
+    return emit(program, _log(_commit(state, fresh, verdict), verdict), verdict)
 
 
 def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict) -> DecodeState:

@@ -3,7 +3,9 @@
     OUTPUT                  one object a line: `line` and `id` of the request, and either `text`,
                             `token_ids` and `finish_reason`, or `error`
     OUTPUT.stats.jsonl      timing and acceptance of the same lines
-    OUTPUT.settings.json    what the answers depend on; a second run must bring the same
+    OUTPUT.settings.json    what the answers depend on; a second run must bring the same. Draft,
+                            schedule, batch size and threshold may change: answers keep their law,
+                            and all but those drawn by rejection their very tokens
 
 Both files grow by whole lines and in the order of the input. So what is there says what is done:
 a run that was killed goes on behind the last line that both have.
@@ -36,6 +38,7 @@ from flexdraft_jax.data.fingerprints import (
     target_fingerprint,
     tokenizer_fingerprint,
 )
+from flexdraft_jax.decoding.batch import logits_are_nan
 from flexdraft_jax.decoding.engine import Answer, DecodeEngine
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.evaluation.file_stats import FileSummary, stats_record, summarise
@@ -79,17 +82,17 @@ def decode_file(
     # What is wrong with the settings is wrong with every line.
     engine.check(read_request({"token_ids": [0]}, 0, models, settings))
     output = Path(output)
-    claim_output(
-        output,
-        {
-            "input": file_digest(path),
-            "target": target_fingerprint(models.target),
-            "tokenizer": tokenizer_fingerprint(models.tokenizer),
-            "sampling": engine.sampling,
-            "max_length": engine.max_length,
-            **dataclasses.asdict(settings),
-        },
-    )
+    recorded = {
+        "input": file_digest(path),
+        "target": target_fingerprint(models.target),
+        "dtype": str(models.target.dtype),
+        "tokenizer": tokenizer_fingerprint(models.tokenizer),
+        "sampling": engine.sampling,
+        "max_length": engine.max_length,
+        **dataclasses.asdict(settings),
+    }
+    del recorded["confidence_threshold"]
+    claim_output(output, recorded)
     stats = stats_path(output)
     with _OrderedFiles(output, stats) as files:
         lines = itertools.islice(enumerate(read_lines(path)), files.num_lines, None)
@@ -103,7 +106,7 @@ def stats_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.stats.jsonl")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Line:
     """A line that is being answered.
 
@@ -116,8 +119,8 @@ class _Line:
 
     place: int
     number: int
-    label: Record
-    num_prompt_tokens: int
+    label: Record = dataclasses.field(default_factory=dict)
+    num_prompt_tokens: int = 0
 
 
 def _decode_lines(
@@ -131,24 +134,31 @@ def _decode_lines(
     """Answers lines, each with its place and number."""
     taken: dict[int, _Line] = {}
 
+    def fail(line: _Line, error: str) -> None:
+        record = {"line": line.number, **line.label, "error": error[:_MAX_ERROR_CHARACTERS]}
+        files.put(line.place, record, {"line": line.number, "finish_reason": "error"})
+        progress.finished(None)
+
     def requests() -> Iterator[Request]:
         index = itertools.count()
-        for place, (number, line) in lines:
-            label: Record = {}
+        for place, (number, content) in lines:
+            line = _Line(place, number)
             try:
-                fields = parse_object(line)
-                label = {name: fields[name] for name in ("id",) if name in fields}
+                fields = parse_object(content)
+                line.label = {name: fields[name] for name in ("id",) if name in fields}
                 request = engine.check(read_request(fields, number, models, settings))
             except (TypeError, ValueError) as error:
-                record = {"line": number, **label, "error": str(error)[:_MAX_ERROR_CHARACTERS]}
-                files.put(place, record, {"line": number, "finish_reason": "error"})
-                progress.finished(None)
+                fail(line, str(error))
                 continue
-            taken[next(index)] = _Line(place, number, label, len(request.prompt))
+            line.num_prompt_tokens = len(request.prompt)
+            taken[next(index)] = line
             yield request
 
     for answer in engine.run(requests()):
         line = taken.pop(answer.index)
+        if answer.finish_reason == "error":
+            fail(line, logits_are_nan(answer.tokens))
+            continue
         record = {
             "line": line.number,
             **line.label,

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.held_out import HeldOutPrompt, distinct_ngrams
 from flexdraft_jax.data.word_problems import parse_answer
-from flexdraft_jax.decoding.batch import sizes_for, start
+from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.requests import block_size_of, check_requests
+from flexdraft_jax.decoding.sizes import sizes_for
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
@@ -233,7 +234,7 @@ def answer_prompts(
     for first in range(0, len(requests), batch_size):
         batch = requests[first : first + batch_size]
         # Rows that only fill the batch emit nothing.
-        filler = [dataclasses.replace(batch[0], budget=0)] * (batch_size - len(batch))
+        filler = [dataclasses.replace(batch[0], max_new_tokens=0)] * (batch_size - len(batch))
         decoding = start(target, draft, batch + filler, schedule, block_size, sizes=sizes)
         decoding.advance(max_new_tokens)
         out = decoding.output()

@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.corpus import DOMAINS
 from flexdraft_jax.data.held_out import default_prompts
-from flexdraft_jax.decoding.batch import ALL_STEPS, sizes_for, start
+from flexdraft_jax.decoding.batch import ALL_STEPS, start
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.requests import Request, block_size_of
+from flexdraft_jax.decoding.sizes import sizes_for
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import (
     Progress,
@@ -100,7 +101,7 @@ def measure_refill(
     requests: Sequence[Request],
     *,
     batch_size: int = 16,
-    schedule: str = "sequential",
+    schedule: str = "flex",
     repeats: int = 3,
     progress: Progress = silent,
 ) -> RefillReport:
@@ -108,7 +109,7 @@ def measure_refill(
 
     Args:
         target: the model.
-        draft: its draft; may be None for schedule "ar".
+        draft: its draft; None decodes plainly.
         requests: at least one.
         batch_size: B.
         schedule: of both.
@@ -126,7 +127,7 @@ def measure_refill(
         for first in range(0, len(requests), batch_size):
             batch = requests[first : first + batch_size]
             # Rows that only fill the last batch emit nothing.
-            filler = [dataclasses.replace(batch[0], budget=0)] * (batch_size - len(batch))
+            filler = [dataclasses.replace(batch[0], max_new_tokens=0)] * (batch_size - len(batch))
             decoding = start(target, draft, [*batch, *filler], schedule, sizes=sizes)
             decoding.advance(ALL_STEPS)
             answers += decoding.output().tokens[: len(batch)]

@@ -26,7 +26,7 @@ class LineSettings:
     """How lines are decoded that do not say otherwise.
 
     Attributes:
-        max_new_tokens: budget.
+        max_new_tokens: of an answer, at most.
         temperature: 0 decodes greedily. This and the next four as for `generate`.
         top_k: 0 is all tokens.
         top_p: 1 is all tokens.
@@ -65,7 +65,6 @@ def read_request(
     own = {name: fields.get(name, getattr(settings, name)) for name in _OWN_SETTINGS}
     return Request(
         prompt=_prompt(fields, models, settings),
-        budget=own.pop("max_new_tokens"),
         confidence_threshold=settings.confidence_threshold,
         stop_token_ids=models.target.eos_token_ids,
         row_id=number,

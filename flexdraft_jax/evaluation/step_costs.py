@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from flexdraft_jax.decoding.batch import Sizes, start
+from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.sizes import Sizes
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, Spread, interleave, ratios, silent
 from flexdraft_jax.models.draft import Draft
@@ -237,7 +238,7 @@ class StepTimer:
             raise ValueError(
                 f"num_slots={num_slots}: must be at least 2 * block_size={2 * block_size}"
             )
-        row = Request(prompt=(0,), budget=num_slots - block_size, confidence_threshold=0.0)
+        row = Request(prompt=(0,), max_new_tokens=num_slots - block_size, confidence_threshold=0.0)
         decoding = start(
             target,
             draft,

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.data.chat import EncodedTurn, Message, encode_prompt
 from flexdraft_jax.data.conversations import Document, PlainText, parse_line, reject
 from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
-from flexdraft_jax.decoding.batch import Sizes, bucket, slot_bucket, start
+from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.requests import check_requests, check_settings
+from flexdraft_jax.decoding.sizes import Sizes, bucket, slot_bucket
 from flexdraft_jax.evaluation.measure import block_size_of, decode_text
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
@@ -135,7 +136,7 @@ def _decode(writer: Writer, prompts: Sequence[list[int]], size: int) -> list[_Re
     limit = target.config.max_position_embeddings
     budgets = [min(writer.max_new_tokens, limit - len(prompt)) for prompt in prompts]
     requests = check_requests(target.config, prompts, budgets, 0.0, target.eos_token_ids)
-    filler = dataclasses.replace(requests[0], budget=0)
+    filler = dataclasses.replace(requests[0], max_new_tokens=0)
     requests += [filler] * (writer.batch_size - len(requests))
     block_size = block_size_of(writer.draft, schedule, None)
     sizes = Sizes(

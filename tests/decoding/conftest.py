@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.batch import Decoding, Sizes, start
+from flexdraft_jax.decoding.batch import Decoding, start
 from flexdraft_jax.decoding.requests import check_requests
+from flexdraft_jax.decoding.sizes import Sizes
 
 # A sliding window in the middle layer, more heads than width, and D = 2 of 3 layers drafting.
 CONFIG = fd.TargetConfig(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from flexdraft_jax.decoding import batch, engine
-from flexdraft_jax.decoding.batch import Sizes
 from flexdraft_jax.decoding.engine import DecodeEngine, _choose_chunk
 from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.sizes import Sizes
 
 SCHEDULES = ("ar", "parallel", "sequential")
 

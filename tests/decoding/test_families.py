@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.batch import Sizes, start
+from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.requests import check_requests
+from flexdraft_jax.decoding.sizes import Sizes
 
 REFERENCES = Path(__file__).parents[1] / "references"
 PROMPT_LENGTH = 8  # as in make_references.py

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.batch import Sizes, start
+from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.sizes import Sizes
 from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
 from flexdraft_jax.models.target import TargetModel
 

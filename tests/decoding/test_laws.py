@@ -18,7 +18,7 @@ from scipy import stats
 
 from flexdraft_jax.decoding import acceptance
 from flexdraft_jax.decoding.acceptance import accept_by_rejection, accept_matching
-from flexdraft_jax.decoding.batch import Sizes, row_sampling, start
+from flexdraft_jax.decoding.batch import row_sampling, start
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sampling import (
     Purpose,
@@ -27,6 +27,7 @@ from flexdraft_jax.decoding.sampling import (
     draw_token,
     probabilities,
 )
+from flexdraft_jax.decoding.sizes import Sizes
 from flexdraft_jax.models.target import TargetModel
 
 LARGEST_FAMILY = 200  # More than the tests of this file make, mistakes not counted.

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding.batch import Sizes
 from flexdraft_jax.decoding.loop import read_prompt_chunk, run
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.sizes import Sizes
 from flexdraft_jax.decoding.state import RUNNING
 from flexdraft_jax.models.cache import Cache
 from flexdraft_jax.parallel.axes import logical_axes

@@ -5,10 +5,10 @@ import pytest
 
 import flexdraft_jax as fd
 from flexdraft_jax.decoding import memory
-from flexdraft_jax.decoding.batch import Sizes
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.loop import read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory, plan_memory
+from flexdraft_jax.decoding.sizes import Sizes
 
 MIB = 2**20
 

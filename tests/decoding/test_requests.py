@@ -90,10 +90,12 @@ def test_type_errors(target, draft, arguments, message):
 
 def test_numpy_integers_are_integers(target, draft):
     (request,) = check_requests(target.config, [np.array([1, 2])], np.int64(3), 0, np.array([4]))
-    assert request.prompt == (1, 2) and request.budget == 3 and request.stop_token_ids == (4,)
+    assert (
+        request.prompt == (1, 2) and request.max_new_tokens == 3 and request.stop_token_ids == (4,)
+    )
     assert all(type(token) is int for token in request.prompt)
     (request,) = check_requests(target.config, [[1]], np.array(4), 0, None)
-    assert request.budget == 4
+    assert request.max_new_tokens == 4
     block_size = check_settings(target, draft, "parallel", np.int64(3), "min_confidence")
     assert type(block_size) is int
 

@@ -8,7 +8,7 @@ from flexdraft_jax.evaluation.refill import measure_refill, mixed_requests
 
 def test_requests_are_of_all_lengths(models) -> None:
     requests = mixed_requests(models.tokenizer, 50, shortest=2, longest=9)
-    assert {request.budget for request in requests} == set(range(2, 10))
+    assert {request.max_new_tokens for request in requests} == set(range(2, 10))
     assert len({request.prompt for request in requests}) == 50
     assert not any(request.stop_token_ids for request in requests)
 
@@ -24,7 +24,7 @@ def test_both_ways_are_measured_on_the_same_answers(models, monkeypatch) -> None
     requests = mixed_requests(models.tokenizer, 7, longest=12)
     report = measure_refill(models.target, models.draft, requests, batch_size=2, repeats=2)
     assert report.num_equal == report.num_requests == 7
-    assert report.num_tokens == sum(request.budget for request in requests)
+    assert report.num_tokens == sum(request.max_new_tokens for request in requests)
     assert report.speedup.low == report.speedup.high == 2.0
     assert report.refilled.median == report.num_tokens / 2.0
     table = report.to_table()

@@ -1,0 +1,63 @@
+"""Array sizes that programs are compiled for: few of them, so that programs are few."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from flexdraft_jax.decoding.requests import Request
+
+# Tokens of prompts, all rows together, that keep a device busy; more in one call take only memory.
+_TOKENS_PER_CALL = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of one batch, in tokens.
+
+    Attributes:
+        prompt: P, of a row's prompt in one call; longer prompts take several.
+        slots: S, of the cache to begin with; it grows when a row needs more.
+        max_slots: S that is enough for every row.
+    """
+
+    prompt: int
+    slots: int
+    max_slots: int
+
+
+def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
+    """The buckets to begin with: room for every prompt and a block.
+
+    A row needs prompt + max_new_tokens + n - 2 slots in the end: its last step is the one that
+    emits the last token, and writes n tokens behind the prompt and all new ones but two.
+    """
+    longest = max(len(r.prompt) for r in requests)
+    whole = max(len(r.prompt) + r.max_new_tokens for r in requests)
+    share = _TOKENS_PER_CALL // len(requests)
+    return Sizes(
+        prompt=min(bucket(longest, smallest=8), max(64, min(512, share))),
+        slots=slot_bucket(longest + block_size),
+        max_slots=slot_bucket(max(longest, whole - 2) + block_size),
+    )
+
+
+def slot_bucket(size: int, largest: int | None = None) -> int:
+    """The cache size for `size` tokens: 128, 256, 512, ... up to the largest.
+
+    Fewer sizes than `bucket` has: a cache grows through all of them, and each is compiled for.
+    """
+    power = max(128, 1 << (size - 1).bit_length())
+    return power if largest is None else min(power, largest)
+
+
+def bucket(size: int, smallest: int = 32) -> int:
+    """The array size for `size` entries: 32, 48, 64, 96, 128, 192, ...
+
+    Programs are compiled per size, so sizes are few; attention pays for every slot, so no more
+    than a third of them is padding.
+    """
+    power = smallest
+    while power < size:
+        if power * 3 // 2 >= size:
+            return power * 3 // 2
+        power *= 2
+    return power
