@@ -18,7 +18,7 @@ from flexdraft_jax.decoding.costs import (
     flex_variants,
 )
 from flexdraft_jax.decoding.flex import Market
-from flexdraft_jax.decoding.loop import admit, forget, read_prompt_chunk, run
+from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
 from flexdraft_jax.decoding.requests import Request, check_settings
 from flexdraft_jax.decoding.sampling import RowSampling
@@ -134,14 +134,6 @@ class Decoding:
             np.isin(np.arange(num_rows), places),
             **row_settings(requests, num_stops),
         )
-
-    def forget(self, place: int) -> None:
-        """Clears the cache of a row whose keys and values are no numbers.
-
-        They would harm the next request there: what it doesn't see has weight 0, and 0 * NaN is
-        NaN.
-        """
-        self.state = dataclasses.replace(self.state, cache=forget(self.state.cache, place))
 
     def advance(self, max_steps: int, min_active: int = 1) -> None:
         """Decodes for `max_steps` more, or until fewer than `min_active` rows are running."""

@@ -364,8 +364,6 @@ class _Batch:
             answer = None
             if out.finish_reasons[place] != "running":
                 self._rows[place] = None
-                if out.finish_reasons[place] == "error":
-                    self._decoding.forget(place)
                 answer = Answer(
                     index=row.index,
                     tokens=out.tokens[place],

@@ -124,12 +124,6 @@ def admit(
     return dataclasses.replace(chosen, cache=state.cache)
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
-def forget(cache: Cache, row: jax.Array) -> Cache:
-    """The cache with zeros in one row."""
-    return jax.tree.map(lambda array: array.at[row].set(0), cache)
-
-
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def run(
     program: DecodeProgram,

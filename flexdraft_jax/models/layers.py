@@ -148,6 +148,9 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = apply_rope(queries, rope), apply_rope(keys, rope)
+        # Where a token overflows, its keys tell all who see it. To the others its values have the
+        # weight 0, and 0 * NaN would be NaN.
+        values = jnp.where(jnp.isnan(keys), 0, values)
         return queries, KeysValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
 
     def output(self, values: jax.Array) -> jax.Array:

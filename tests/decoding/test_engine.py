@@ -3,30 +3,41 @@
 import dataclasses
 import itertools
 import random
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
+import flexdraft_jax as fd
 from flexdraft_jax.decoding import batch, engine
+from flexdraft_jax.decoding.batch import start
+from flexdraft_jax.decoding.costs import CostModel, StepCosts
 from flexdraft_jax.decoding.engine import DecodeEngine, _choose_chunk
 from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import Sizes
 
-SCHEDULES = ("ar", "parallel", "sequential")
+# Costs that make flex take one step alone: plain, sequential with 3 drafts, parallel with 4. The
+# steps to choose from are the same for all of them.
+FREE, DEAR = 1e-3, 10.0
+FORCING = (
+    StepCosts(5, 4, 128, {0: FREE, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: DEAR}),
+    StepCosts(5, 4, 128, {0: DEAR, 3: FREE, 4: DEAR}, FREE, {3: 9 * DEAR, 4: 0.9 * DEAR}),
+    StepCosts(5, 4, 128, {0: DEAR, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: FREE}),
+)
 
 
 @pytest.fixture(scope="module")
 def requests(prompts) -> list[Request]:
-    """Thirty of them: every prompt, some longer ones, budgets from 0 to 40, stop tokens."""
+    """Thirty of them: every prompt, some longer ones, 0 to 40 new tokens, stop tokens."""
     rng = np.random.default_rng(0)
     longer = [rng.integers(0, 61, size=size).tolist() for size in (40, 75, 33)]
     return [
         Request(
             prompt=tuple((prompts + longer)[i % 11]),
-            budget=int(rng.choice([0, 1, 2, 5, 20, 40])),
-            confidence_threshold=0.3,
+            max_new_tokens=int(rng.choice([0, 1, 2, 5, 20, 40])),
+            confidence_threshold=[0.3, 0.0][i % 2],
             stop_token_ids=tuple(rng.integers(0, 61, size=i % 4).tolist()),
             temperature=[0.0, 0.8, 1.5][i % 3],
             top_k=[0, 9][i % 2],
@@ -38,35 +49,41 @@ def requests(prompts) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def alone(begin, requests) -> list[tuple[list[int], str]]:
-    """Tokens and reason of each, by plain decoding of one request at a time."""
-    answers = []
-    for r in requests:
-        drawn = {name: getattr(r, name) for name in ("temperature", "top_k", "seed")}
-        drawn |= {"row_ids": [r.row_id], "sizes": Sizes(prompt=16, slots=128, max_slots=128)}
-        decoding = begin(None, [r.prompt], r.budget, "ar", stops=r.stop_token_ids, **drawn)
-        decoding.advance(10_000)
-        out = decoding.output()
-        answers.append((out.tokens[0], out.finish_reasons[0]))
-    return answers
+def alone(target, requests) -> list[tuple[list[int], str]]:
+    """Tokens and reason of each, by plain decoding of all of them side by side."""
+    return plainly(target, requests)
+
+
+def plainly(target, requests) -> list[tuple[list[int], str]]:
+    decoding = start(target, None, requests, "ar", sizes=Sizes(prompt=16, slots=256, max_slots=256))
+    decoding.advance(10_000)
+    out = decoding.output()
+    return list(zip(out.tokens, out.finish_reasons, strict=True))
 
 
 @pytest.fixture(scope="module")
 def make(target, draft):
     """An engine of four rows that reads prompts in chunks of 16."""
 
-    def make(schedule: str = "sequential", **settings) -> DecodeEngine:
+    def make(schedule: str = "sequential", *, target=target, draft=draft, **settings):
         settings = {"batch_size": 4, "prompt_chunk": 16, **settings}
-        return DecodeEngine(
-            target, None if schedule == "ar" else draft, schedule=schedule, **settings
-        )
+        return DecodeEngine(target, draft, schedule=schedule, **settings)
 
     return make
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_answers_equal_decoding_alone(make, requests, alone, schedule):
+@pytest.fixture
+def turns(monkeypatch):
+    """Makes flex take another kind of step in each round."""
+    costs = itertools.cycle(FORCING)
+    monkeypatch.setattr(CostModel, "at", lambda self, batch_size, num_slots: next(costs))
+
+
+@pytest.mark.parametrize("schedule", ["ar", "sequential", "flex"])
+def test_answers_equal_decoding_alone(make, requests, alone, schedule, turns):
     answers = list(make(schedule).run(requests))
+    if schedule == "flex":
+        assert {0, 3, 4} <= {v for answer in answers for v in answer.verify_lengths}
     assert sorted(answer.index for answer in answers) == list(range(len(requests)))
     assert [a.index for a in answers] != list(range(len(requests)))  # as they are finished
     for answer in answers:
@@ -75,20 +92,21 @@ def test_answers_equal_decoding_alone(make, requests, alone, schedule):
 
 
 def test_the_order_of_requests_changes_nothing(make, requests, alone):
-    engine = make()
-    for seed in range(3):
-        order = random.Random(seed).sample(range(len(requests)), len(requests))
+    """With greedy ones first, random numbers come in when others are on their way."""
+    engine, count = make(), len(requests)
+    orders = [random.Random(seed).sample(range(count), count) for seed in range(2)]
+    for order in (*orders, sorted(range(count), key=lambda i: requests[i].temperature > 0)):
         for answer in engine.run(requests[i] for i in order):
             assert answer.tokens == alone[order[answer.index]][0]
 
 
 def test_rejection_gives_whole_answers(make, requests, alone):
-    for answer in make(sampling="rejection").run(requests):
-        request = requests[answer.index]
+    for answer in make(sampling="rejection", batch_size=1).run(requests):
+        request, (tokens, _) = requests[answer.index], alone[answer.index]
         if request.temperature == 0:
-            assert answer.tokens == alone[answer.index][0]
-        assert len(answer.tokens) <= request.budget
-        assert answer.finish_reason == "stop" or len(answer.tokens) == request.budget
+            assert answer.tokens == tokens
+        assert len(answer.tokens) <= request.max_new_tokens
+        assert answer.finish_reason == "stop" or len(answer.tokens) == request.max_new_tokens
 
 
 def test_updates_add_up_to_answers(make, requests):
@@ -111,7 +129,7 @@ def test_updates_add_up_to_answers(make, requests):
 def test_fills_say_how_many_rows_decoded(make, prompts):
     """Three rows of the same request and one of a longer: 4 rows, then 1."""
     request = Request(tuple(prompts[4]), 20, 0.3)
-    longer = dataclasses.replace(request, budget=40)
+    longer = dataclasses.replace(request, max_new_tokens=40)
     answers = {a.index: a for a in make().run([request, longer, request, request])}
     steps = len(answers[0].acceptance_lengths)
     assert answers[0].batch_fills == [4] * steps
@@ -128,34 +146,34 @@ def test_requests_are_taken_when_a_row_is_free(make, prompts):
             taken.append(i)
             yield Request(tuple(prompts[i % 8]), 3 + i % 5)
 
-    answers = make().run(endless())
+    engine = make()
+    answers = engine.run(endless())
     assert taken == []
     for count, _ in enumerate(itertools.islice(answers, 20), start=1):
         assert len(taken) <= count + 4
     answers.close()
+    some = [Request(tuple(prompt), 5) for prompt in prompts]
+    again, other = ({a.index: a.tokens for a in e.run(some)} for e in (engine, make()))
+    assert again == other and len(again) == 8
 
 
-def test_programs_are_few_and_compiled_ahead(target, draft, caplog):
-    """One loop, and reading for one row and for four, at each size of the cache; no more."""
+def num_programs() -> list[int]:
+    """Of decoding, of reading prompts, and of admitting rows."""
+    return [f._cache_size() for f in (run, read_prompt_chunk, admit)]
+
+
+def test_programs_are_few_and_compiled_ahead(five_tokens, caplog):
+    """Flex's loop, reading for one row and for four, and admitting."""
+    target, draft, _ = five_tokens
     rng = np.random.default_rng(1)
     lines: list[str] = []
-    few = DecodeEngine(
-        target,
-        draft,
-        batch_size=5,
-        prompt_chunk=16,
-        pruning_strategy="min_confidence",  # of no other test, so that nothing is there yet
-        progress=lines.append,
-    )
+    few = DecodeEngine(target, draft, batch_size=5, prompt_chunk=16, progress=lines.append)
 
     def some(count: int, longest: int) -> list[Request]:
-        prompts = [rng.integers(0, 61, size=rng.integers(1, longest)) for _ in range(count)]
+        prompts = [rng.integers(0, 5, size=rng.integers(1, longest)) for _ in range(count)]
         return [Request(tuple(prompt.tolist()), 12) for prompt in prompts]
 
-    def sizes() -> np.ndarray:
-        return np.array([f._cache_size() for f in (run, read_prompt_chunk, admit)])
-
-    before = sizes()
+    before = num_programs()
     with jax.log_compiles():
         answers = few.run(some(40, 60))
         next(answers)
@@ -165,20 +183,20 @@ def test_programs_are_few_and_compiled_ahead(target, draft, caplog):
         assert len(list(answers)) == 39
         for name in ("run", "read_prompt_chunk"):
             assert not [line for line in caplog.messages if f"compilation of jit({name})" in line]
-    assert (sizes() - before).tolist() == [1, 2, 1]
     assert len(list(few.run(some(20, 60)))) == 20
-    assert (sizes() - before).tolist() == [1, 2, 1]
-    assert len(list(few.run(some(20, 60) + some(5, 200) + some(20, 60)))) == 45
-    assert np.all(sizes() - before <= [2, 4, 2])
+    assert num_programs() == [before[0] + 1, before[1] + 2, before[2] + 1]
 
 
-def test_the_cache_grows_for_a_long_row_and_shrinks_behind_it(make, prompts, monkeypatch):
-    short, long = Request(tuple(prompts[2]), 4), Request(tuple(prompts[1]) * 5, 100)
-    requests = [*[short] * 5, long, *[dataclasses.replace(short, budget=40)] * 20]
-    expected = {a.index: a.tokens for a in make("ar").run(requests)}
+def test_the_cache_grows_for_a_long_row_and_shrinks_behind_it(five_tokens, monkeypatch):
+    """And programs are compiled once for each of its sizes."""
+    config = dataclasses.replace(five_tokens[0].config, num_layers=1, layer_windows=(None,))
+    target = fd.init_target(config, jax.random.key(1))
+    short, long = Request((3, 1), 4), Request((0, 1, 2, 3) * 18, 100)
+    requests = [*[short] * 3, long, *[dataclasses.replace(short, max_new_tokens=40)] * 10]
+    expected = [tokens for tokens, _ in plainly(target, requests)]
 
     def small_bucket(size: int, largest: int) -> int:
-        return min(max(16, 1 << (size - 1).bit_length()), largest)
+        return min(max(64, 1 << (size - 1).bit_length()), largest)
 
     monkeypatch.setattr(batch, "slot_bucket", small_bucket)
     monkeypatch.setattr(engine, "slot_bucket", small_bucket)
@@ -190,8 +208,12 @@ def test_the_cache_grows_for_a_long_row_and_shrinks_behind_it(make, prompts, mon
         sizes.append(self.num_slots)
 
     monkeypatch.setattr(batch.Decoding, "advance", watched)
-    assert {a.index: a.tokens for a in make("ar").run(requests)} == expected
-    assert sizes[0] == 16 and max(sizes) == 256 and sizes[-1] <= 128
+    before = num_programs()
+    answers = DecodeEngine(target, None, batch_size=2, prompt_chunk=64).run(requests)
+    written = {answer.index: answer.tokens for answer in answers}
+    assert [written[index] for index in range(len(requests))] == expected
+    assert sizes[0] == 64 and max(sizes) == 256 and sizes[-1] <= 128
+    assert all(new - old <= 6 for new, old in zip(num_programs(), before, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +223,7 @@ def test_the_cache_grows_for_a_long_row_and_shrinks_behind_it(make, prompts, mon
         (Request((61,), 3), r"request 1: prompts\[0\]\[0\]=61"),
         (
             Request((1,) * 90, 20),
-            "request 1: the prompt has 90 tokens and budget=20.*max_length=100",
+            "request 1: the prompt has 90 tokens and max_new_tokens=20.*max_length=100",
         ),
         (Request((1,), 3, temperature=-1.0), r"request 1: temperature\[0\]=-1.0"),
     ],
@@ -241,14 +263,27 @@ def test_no_requests_no_answers(make):
     assert list(make().run([])) == []
 
 
-def test_logits_that_are_nan_are_an_error(target, draft, prompts):
-    scale = target.params["final_norm"]["scale"]
-    loud = {**target.params, "final_norm": {"scale": scale * 0 + 3e38}}
-    engine = DecodeEngine(
-        dataclasses.replace(target, params=loud), draft, batch_size=4, prompt_chunk=16
-    )
-    with pytest.raises(FloatingPointError, match="logits are NaN"):
-        list(engine.run([Request(tuple(prompts[0]), 4)]))
+@pytest.mark.parametrize("schedule", ["sequential", "ar"])
+@pytest.mark.parametrize("which", ["draft", "foreign_draft"])
+def test_nan_ends_a_request_alone(make, target, requests, alone, schedule, which, request):
+    """Token 38 overflows: an answer ends with the first one, or at once where the prompt has it."""
+    embedding = target.params["embed"]["embedding"].at[38].set(np.nan)
+    loud = dataclasses.replace(target, params={**target.params, "embed": {"embedding": embedding}})
+    draft = request.getfixturevalue(which)
+    reasons = Counter()
+    for update in make(schedule, target=loud, draft=draft).stream(requests, steps_per_update=1):
+        assert all(token < 61 for token in update.tokens)
+        answer, wanted = update.answer, requests[update.index]
+        if answer is None:
+            continue
+        tokens, reason = alone[answer.index]
+        if 38 in wanted.prompt and wanted.max_new_tokens:
+            tokens, reason = [], "error"
+        elif 38 in tokens[:-1]:
+            tokens, reason = tokens[: tokens.index(38) + 1], "error"
+        assert (answer.tokens, answer.finish_reason) == (tokens, reason)
+        reasons[reason] += 1
+    assert reasons["error"] > 3 and reasons["length"] > 3
 
 
 @pytest.mark.parametrize(
