@@ -7,6 +7,7 @@ import random
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.decoding.engine import Answer, DecodeEngine
 from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
 from flexdraft_jax.evaluation.file_stats import FileSummary, plot_summary, stats_record, summarise
-from flexdraft_jax.evaluation.request_lines import LineSettings
+from flexdraft_jax.evaluation.request_lines import LineSettings, read_request
 
 SETTINGS = LineSettings(max_new_tokens=12, seed=3)
 
@@ -77,7 +78,14 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(models) -> DecodeEngine:
-    return DecodeEngine(models.target, models.draft, batch_size=4, prompt_chunk=32, max_length=128)
+    return DecodeEngine(
+        models.target,
+        models.draft,
+        batch_size=4,
+        schedule="sequential",  # Flex would choose by the kind of this machine.
+        prompt_chunk=32,
+        max_length=128,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +194,46 @@ def test_a_run_goes_on_from_wherever_it_was_cut(answered, decode, file, tmp_path
     ]
 
 
+def test_a_run_may_go_on_without_a_draft(answered, models, file, tmp_path):
+    """Nor do batch size and threshold matter."""
+    output = tmp_path / "answers.jsonl"
+    output.write_bytes(answered[0].read_bytes()[:3000])
+    for suffix in (".stats.jsonl", ".settings.json"):
+        shutil.copy(f"{answered[0]}{suffix}", f"{output}{suffix}")
+    engine = DecodeEngine(models.target, None, batch_size=1, prompt_chunk=32, max_length=128)
+    settings = dataclasses.replace(SETTINGS, confidence_threshold=0.9)
+    decode_file(file, output, models, engine, settings, Console(file=io.StringIO()))
+    assert output.read_bytes() == answered[0].read_bytes()
+
+
+def test_an_answer_that_breaks_off_is_an_error(
+    answered, models, engine, file, tmp_path, monkeypatch
+):
+    run = DecodeEngine.run
+
+    def breaks_off(self, requests):
+        for answer in run(self, requests):
+            if answer.index in (0, 7):
+                tokens = answer.tokens[: answer.index]
+                answer = dataclasses.replace(answer, tokens=tokens, finish_reason="error")
+            yield answer
+
+    monkeypatch.setattr(DecodeEngine, "run", breaks_off)
+    output = tmp_path / "answers.jsonl"
+    console = Console(file=io.StringIO())
+    summary = decode_file(file, output, models, engine, SETTINGS, console)
+    assert summary.endings["error"] == answered[1].endings["error"] + 2
+    changed = {}
+    for before, after in zip(_records(answered[0]), _records(output), strict=True):
+        if before != after:
+            changed[after.pop("line")] = after
+    message = "the target's logits are NaN from token {} on; its activations overflow"
+    assert changed == {
+        1: {"id": "first", "error": message.format(0)},
+        24: {"id": 3, "error": message.format(7)},
+    }
+
+
 def test_an_interrupted_run_writes_whole_lines_in_order(
     answered, models, engine, file, tmp_path, monkeypatch
 ):
@@ -205,9 +253,15 @@ def test_an_interrupted_run_writes_whole_lines_in_order(
     assert output.read_bytes().count(b"\n") >= 6
 
 
-def test_other_settings_and_other_files_are_refused(answered, decode, file, tmp_path):
+def test_other_settings_and_other_files_are_refused(answered, models, decode, file, tmp_path):
     with pytest.raises(ValueError, match="seed was 3, is 4"):
         decode(file, answered[0], dataclasses.replace(SETTINGS, seed=4))
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), models.target.params)
+    target = dataclasses.replace(models.target, params=half)
+    others = dataclasses.replace(models, target=target, draft=None)
+    engine = DecodeEngine(target, None, max_length=128)
+    with pytest.raises(ValueError, match="dtype was float32, is bfloat16"):
+        decode_file(file, answered[0], others, engine, SETTINGS, Console(file=io.StringIO()))
     with pytest.raises(ValueError, match="there is another file of that name"):
         decode(file, file)
     with pytest.raises(ValueError, match=r"top_p\[0\]=0.0"):
@@ -217,14 +271,11 @@ def test_other_settings_and_other_files_are_refused(answered, decode, file, tmp_
         decode(tmp_path / "missing.jsonl", tmp_path / "new.jsonl")
 
 
-def test_raw_prompts_have_no_template(models, decode, tmp_path):
-    (tmp_path / "in.jsonl").write_text(_line(prompt="hi") + "\n")
-    decode(tmp_path / "in.jsonl", tmp_path / "out.jsonl", dataclasses.replace(SETTINGS, raw=True))
-    (record,) = _records(tmp_path / "out.jsonl")
-    out = fd.generate(
-        models.target, None, [[104, 105]], 12, "ar", stop_token_ids=models.target.eos_token_ids
-    )
-    assert record["token_ids"] == out.tokens[0]
+def test_raw_prompts_have_no_template(models):
+    raw = dataclasses.replace(SETTINGS, raw=True)
+    assert read_request({"prompt": "hi"}, 1, models, raw).prompt == [104, 105]
+    whole = read_request({"prompt": "hi"}, 1, models, SETTINGS).prompt
+    assert whole == encode_turn(models.tokenizer, "hi", None).tokens
 
 
 def test_progress_in_a_log_file(models, engine, file, tmp_path, monkeypatch):
