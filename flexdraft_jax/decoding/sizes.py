@@ -7,6 +7,8 @@ from flexdraft_jax.decoding.requests import Request
 
 # Tokens of prompts, all rows together, that keep a device busy; more in one call take only memory.
 _TOKENS_PER_CALL = 2048
+# New tokens that the first cache has room for: more of them are worth another compilation.
+_FIRST_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Sizes:
 
 
 def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
-    """The buckets to begin with: room for every prompt and a block.
+    """The buckets to begin with: room for every prompt and some new tokens.
 
     A row needs prompt + max_new_tokens + n - 2 slots in the end: its last step is the one that
     emits the last token, and writes n tokens behind the prompt and all new ones but two.
@@ -33,10 +35,11 @@ def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
     longest = max(len(r.prompt) for r in requests)
     whole = max(len(r.prompt) + r.max_new_tokens for r in requests)
     share = _TOKENS_PER_CALL // len(requests)
+    max_slots = slot_bucket(max(longest, whole - 2) + block_size)
     return Sizes(
         prompt=min(bucket(longest, smallest=8), max(64, min(512, share))),
-        slots=slot_bucket(longest + block_size),
-        max_slots=slot_bucket(max(longest, whole - 2) + block_size),
+        slots=slot_bucket(longest + _FIRST_TOKENS + block_size, max_slots),
+        max_slots=max_slots,
     )
 
 
