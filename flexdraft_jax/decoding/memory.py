@@ -67,11 +67,12 @@ def plan_memory(
     read = logits + _pass_bytes(c, item, work.chunk, n, num_slots)
     if work.reading_rows is not None:
         read += 2 * row  # Rows are taken out of the cache, and put back.
-    return MemoryPlan(
-        weights=sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
-        cache=batch_size * row,
-        workspace=max(batch_size * step, reading_rows * read),
-    )
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    cache = batch_size * row
+    workspace = max(batch_size * step, reading_rows * read)
+    if item < 4 and any(device.platform == "cpu" for device in _devices(target)):
+        workspace += 4 // item * (weights + cache)  # It multiplies in float32: copies of all.
+    return MemoryPlan(weights, cache, workspace)
 
 
 def check_memory(
@@ -101,15 +102,18 @@ def check_memory(
 
 def memory_limit(target: Target) -> int | None:
     """Bytes that the device of the weights has; None if unknown, or if there are several."""
-    devices = jax.tree.leaves(target.params)[0].devices()
-    if len(devices) > 1:
+    device, *others = _devices(target)
+    if others:
         return None
-    (device,) = devices
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _devices(target: Target) -> set[jax.Device]:
+    return jax.tree.leaves(target.params)[0].devices()
 
 
 def _pass_bytes(
