@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexdraft_jax.decoding.generate import start
+from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.requests import check_requests
 from flexdraft_jax.decoding.sampling import probabilities
 from flexdraft_jax.decoding.state import DecodeState
