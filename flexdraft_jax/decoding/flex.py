@@ -153,11 +153,11 @@ def choose_variant(
     drafting_rate = jnp.max((rows + usual_gain[1:]) / costs[1:])
     rate = jnp.maximum(plain_rate, drafting_rate)
     worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
-    score = gain - rate * costs
-    score = score.at[1:].add(worth)
+    drafts = jnp.arange(len(variants)) > 0
+    score = gain - rate * costs + worth * drafts
     due = record.idle >= jnp.clip(num_steps * 2 // 3, *_PATIENCE)
     most_due = 2 * jnp.sum(active & due) > jnp.sum(active)
-    return jnp.argmax(score.at[0].set(jnp.where(most_due, -jnp.inf, score[0])))
+    return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
 
 
 def _hurry(usual: jax.Array, remaining: jax.Array) -> jax.Array:

@@ -30,7 +30,8 @@ from flexdraft_jax.decoding.steps import (
 )
 from flexdraft_jax.models.cache import Cache, commit
 
-_CHOICE_EVERY = 4
+# Of plain steps, flex takes as many before it chooses again.
+_PLAIN_STEPS = 4
 # Steps done, the variant of the next one, and the batch.
 Carry = tuple[jax.Array, jax.Array, DecodeState]
 
@@ -168,10 +169,13 @@ def run(
         def body(carry: Carry) -> Carry:
             done, index, state = carry
             state = step(part, variables, state, index - first)
+            if part.drafts or market is None:
+                return done + 1, next_variant(program, state, market), state
             # Plain steps teach little, and are so short that even the choice counts.
-            choose = (done % _CHOICE_EVERY == 0) | part.drafts
             index = jax.lax.cond(
-                choose, lambda: next_variant(program, state, market), lambda: index
+                done % _PLAIN_STEPS == 0,
+                lambda: next_variant(program, state, market),
+                lambda: index,
             )
             return done + 1, index, state
 

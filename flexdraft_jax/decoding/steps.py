@@ -199,7 +199,8 @@ def next_block(
     # From distributions alone, never from the drafts: rejection would be biased otherwise.
     confidence = slot_confidence(logits)
     if program.forced_acceptance is not None:
-        confidence = jnp.full_like(confidence, program.forced_acceptance)
+        # Asks for the confidence that it puts aside, or XLA would save the work.
+        confidence = jnp.where(confidence >= 0, program.forced_acceptance, 0.0)
     verify_length = choose_verify_length(
         confidence, state.confidence_threshold, program.pruning_strategy
     )
@@ -306,13 +307,11 @@ def _judge(
     logits = program.apply(variables, "target_logits", hidden)
     candidates = block.tokens[:, :num_candidates]
     positions = state.length[:, None] + 1 + jnp.arange(num_candidates)
-    if program.forced_acceptance is not None:
-        lucky = uniform(state.sampling, positions, Purpose.ACCEPT) < program.forced_acceptance
-        following = jnp.roll(candidates, -1, axis=1)
-        other = (following + 1) % program.model.config.vocab_size
-        return accept_matching(jnp.where(lucky, following, other), candidates, block.verify_length)
-    if program.sampling != "rejection":
+    if program.sampling != "rejection" or program.forced_acceptance is not None:
         predicted = target_token(program, logits, state, positions)
+        if program.forced_acceptance is not None:
+            lucky = uniform(state.sampling, positions, Purpose.ACCEPT) < program.forced_acceptance
+            predicted = _forced(predicted, candidates, lucky, program.model.config.vocab_size)
         return accept_matching(predicted, candidates, block.verify_length)
     bonus = candidates[:, 0]
     drafted = _draft_logits(program, variables, block.hidden[:, 1:num_candidates], bonus)
@@ -324,6 +323,16 @@ def _judge(
         state.sampling,
         positions,
     )
+
+
+def _forced(
+    predicted: jax.Array, candidates: jax.Array, lucky: jax.Array, vocab_size: int
+) -> jax.Array:
+    """The target's tokens [B, C], changed so that they agree with the drafts where `lucky`."""
+    following = jnp.roll(candidates, -1, axis=1)
+    # Its own token where it may be: the target has to be asked, or XLA would save the work.
+    other = (predicted + (predicted == following)) % vocab_size
+    return jnp.where(lucky, following, other)
 
 
 def _draft_logits(

@@ -298,3 +298,13 @@ def test_forced_acceptance_is_what_was_asked_for(decode, draft, prompts, rate, t
     out = decode(draft, prompts, 40, "sequential", 0.0, forced_acceptance=rate)
     assert out.tau == pytest.approx(tau, rel=0.0 if rate == 1 else 0.15)
     assert [len(row) for row in out.tokens] == [40] * 8
+
+
+@pytest.mark.parametrize("schedule", ["parallel", "sequential"])
+def test_forced_acceptance_saves_no_work(begin, draft, prompts, schedule):
+    def flops(**settings) -> float:
+        decoding = begin(draft, prompts, 40, schedule, 0.0, **settings)
+        compiled = run.lower(*decoding._running(decoding.state, 8, 1)).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert flops(forced_acceptance=0.5) == pytest.approx(flops(), rel=0.02)
