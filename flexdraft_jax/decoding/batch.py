@@ -9,17 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexdraft_jax.decoding.costs import (
-    CostModel,
-    Profile,
-    Variant,
-    draft_buckets,
-    find_profile,
-    flex_variants,
-)
+from flexdraft_jax.decoding.costs import CostModel, Profile
 from flexdraft_jax.decoding.flex import Market
 from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
+from flexdraft_jax.decoding.program import choose_program, program_for
 from flexdraft_jax.decoding.requests import Request, check_settings
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.decoding.sizes import Sizes, bucket, sizes_for, slot_bucket
@@ -27,7 +21,7 @@ from flexdraft_jax.decoding.state import DecodeState, init_state, resize, resize
 from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.models.cache import init_cache
 from flexdraft_jax.models.draft import Draft
-from flexdraft_jax.models.flexdraft import flexdraft_model, flexdraft_variables
+from flexdraft_jax.models.flexdraft import flexdraft_variables
 from flexdraft_jax.models.target import Target
 
 
@@ -126,7 +120,7 @@ class Decoding:
             requests: of all B rows; those of the others are what they were.
         """
         num_rows, num_stops = self.state.stop_token_ids.shape
-        self.program = _program_for(self.program, requests, self.sampling)
+        self.program = program_for(self.program, requests, self.sampling)
         self.state = admit(
             self.program.model.config,
             self.program.block_size,
@@ -342,74 +336,9 @@ def begin(
         **row_settings(requests),
     )
     sampling = program.sampling
-    program = _program_for(dataclasses.replace(program, sampling="greedy"), requests, sampling)
+    program = program_for(dataclasses.replace(program, sampling="greedy"), requests, sampling)
     variables = flexdraft_variables(target, draft)
     return Decoding(program, variables, state, sizes, sampling, cost_model)
-
-
-def _program_for(
-    program: DecodeProgram, requests: Sequence[Request], sampling: str
-) -> DecodeProgram:
-    """Draws tokens from the first row with a temperature on, and is greedy before."""
-    if all(request.temperature == 0 for request in requests):
-        return program
-    return dataclasses.replace(program, sampling=sampling)
-
-
-def choose_program(
-    target: Target,
-    draft: Draft | None,
-    schedule: str,
-    block_size: int,
-    pruning_strategy: str,
-    sampling: str,
-    profile: Profile | str | os.PathLike[str] | None,
-    *,
-    batch_size: int,
-    num_slots: int,
-    verify_all: bool = False,
-) -> tuple[DecodeProgram, CostModel | None]:
-    """What to compile for checked settings, and what flex is to choose by.
-
-    Args:
-        target: the model.
-        draft: its draft, None where nothing is drafted.
-        schedule: as for `generate`, like the rest up to the profile.
-        block_size: n.
-        pruning_strategy: "cumulative_product" or "min_confidence".
-        sampling: "coupled" or "rejection".
-        profile: of step costs.
-        batch_size: B.
-        num_slots: S at which parallel and sequential steps are compared.
-        verify_all: whether every step verifies all n - 1 drafts.
-    """
-    cost_model = None
-    if draft is None:
-        variants = fixed_variants("ar", block_size, verify_all)
-        sampling = "coupled"  # Without drafts there is nothing to accept.
-    elif schedule == "flex":
-        measured = find_profile(target.config, draft.config, target.dtype, profile)
-        cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)
-        variants = flex_variants(cost_model.at(batch_size, num_slots))
-    else:
-        variants = fixed_variants(schedule, block_size, verify_all)
-    program = DecodeProgram(
-        model=flexdraft_model(target, draft),
-        block_size=block_size,
-        pruning_strategy=pruning_strategy,
-        sampling=sampling,
-        variants=variants,
-    )
-    return program, cost_model
-
-
-def fixed_variants(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:
-    """The steps to compile where the schedule is given.
-
-    Where every step verifies all n - 1 drafts (threshold 0), one variant is enough.
-    """
-    counts = (block_size - 1,) if verify_all else draft_buckets(block_size)
-    return tuple(Variant(schedule, num_drafts) for num_drafts in counts)
 
 
 def row_settings(requests: Sequence[Request], num_stops: int = 4) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from flexdraft_jax.decoding.batch import ALL_STEPS, Decoding, begin, choose_program
+from flexdraft_jax.decoding.batch import ALL_STEPS, Decoding, begin
 from flexdraft_jax.decoding.costs import Profile
 from flexdraft_jax.decoding.memory import Work, check_memory, memory_limit, plan_memory
+from flexdraft_jax.decoding.program import choose_program
 from flexdraft_jax.decoding.requests import (
     Request,
     check_models,
@@ -54,8 +55,9 @@ class Answer:
         batch_fills: how many rows decoded in each step.
         finish_reason: "stop" or "length"; "error" where the target's logits were NaN behind these
             tokens, so that there is no next one. Other requests do not notice.
-        first_token_seconds: from when the request got a row until its first token was there.
-        seconds: until its last token was there.
+        first_token_seconds: from when the request got a row until its first token was seen. In
+            `stream` that is after a few steps; `run` looks when a request ends.
+        seconds: until its last token was seen.
     """
 
     index: int
@@ -267,7 +269,7 @@ class _Row:
         num_read: tokens of its prompt that are read; none where no answer is wanted.
         num_given: tokens of its answer that were given out.
         batch_fills: of its steps.
-        first_token: when its first token was there.
+        first_token: when its first token was seen.
     """
 
     index: int
@@ -342,8 +344,9 @@ class _Batch:
     def decode(self, max_steps: int) -> None:
         """Decodes until a row ends, `max_steps` at most."""
         assert self._decoding is not None
-        self._num_running = sum(row is not None and not row.reading for row in self._rows)
-        if any(row is not None and row.reading for row in self._rows):
+        reading = [row.reading for row in self._rows if row is not None]
+        self._num_running = reading.count(False)
+        if any(reading):
             max_steps = min(max_steps, _STEPS_BETWEEN_CHUNKS)
         if self._num_running:
             self._decoding.advance(max_steps, min_active=self._num_running)

@@ -105,12 +105,13 @@ def next_variant(program: DecodeProgram, state: DecodeState, market: Market | No
     Args:
         program: the compiled choices.
         state: before the step.
-        market: by which flex chooses; None takes the smallest variant that holds the largest v.
-            What a larger one computes beyond a row's v is thrown away.
+        market: by which flex chooses; None takes the smallest variant that holds the largest v,
+            or the last. What a larger one computes beyond a row's v is thrown away.
     """
     if market is None:
         longest = jnp.max(jnp.where(state.active, state.block.verify_length, 0))
-        return jnp.searchsorted(jnp.array([v.num_drafts for v in program.variants]), longest)
+        smaller = jnp.array([variant.num_drafts for variant in program.variants[:-1]])
+        return jnp.sum(smaller < longest)
     remaining = jnp.where(state.active, state.budget - state.num_emitted, 0)
     return choose_variant(
         program.variants, market, state.record, state.block.survival, remaining, state.num_steps

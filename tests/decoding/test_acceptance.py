@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexdraft_jax.decoding.acceptance import accept_matching
-from flexdraft_jax.decoding.batch import fixed_variants
 from flexdraft_jax.decoding.confidence import choose_verify_length, slot_confidence
+from flexdraft_jax.decoding.program import fixed_variants
 from flexdraft_jax.decoding.sizes import bucket, slot_bucket
 
 ROWS, SIZE = 3, 6

@@ -7,10 +7,11 @@ import pytest
 
 import flexdraft_jax as fd
 from flexdraft_jax.decoding import memory
-from flexdraft_jax.decoding.batch import begin, choose_program
+from flexdraft_jax.decoding.batch import begin
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.loop import read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory, plan_memory
+from flexdraft_jax.decoding.program import choose_program
 from flexdraft_jax.decoding.requests import Request, block_size_of
 from flexdraft_jax.decoding.sizes import Sizes
 

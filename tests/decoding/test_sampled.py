@@ -52,6 +52,10 @@ def test_rejection_is_repeatable_and_leaves_greedy_rows_alone(decode, draft, pro
     assert runs[0].tokens[0] == plain[0] and runs[0].tokens[7] == plain[7]
 
 
+def test_without_drafts_both_rules_are_plain_decoding(decode, prompts, drawn):
+    assert decode(None, prompts, 40, "ar", sampling="rejection", **SETTINGS).tokens == drawn
+
+
 @pytest.mark.parametrize("sampling", ["coupled", "rejection"])
 def test_logits_that_are_nan_are_an_error_and_no_token(decode, target, draft, prompts, sampling):
     scale = target.params["final_norm"]["scale"]

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import math
 import random
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import flexdraft_jax as fd
 from flexdraft_jax.data.chat import build_byte_tokenizer, encode_turn
 from flexdraft_jax.decoding.costs import find_profile, load_profile
+from flexdraft_jax.evaluation.decode_file import stats_path
 
 ROOT = Path(__file__).parents[2]
 BUDGET = "--max_new_tokens=24"
@@ -175,22 +177,42 @@ def test_decode_file_answers_lines_and_says_how_many(run_script, tmp_path, capsy
     assert (tmp_path / "out.jsonl").read_text().count("\n") == 13
 
 
+def _num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 @pytest.mark.slow
 def test_decode_file_loses_nothing_when_it_is_killed(directory, tmp_path) -> None:
+    """Ten times, by the lines that are there and by the clock in turn."""
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     command = [sys.executable, str(ROOT / "infer" / "decode_file.py")]
     command += [f"--target={directory / 'target'}", f"--draft={directory / 'draft'}"]
-    command += [f"--input={_requests(tmp_path / 'in.jsonl', 150)}", "--temperature=0.7"]
-    start = time.monotonic()
-    subprocess.run([*command, f"--output={tmp_path / 'whole.jsonl'}"], check=True, timeout=300)
-    seconds = time.monotonic() - start
-    output, rng = tmp_path / "killed.jsonl", random.Random(0)
-    for _ in range(10):
-        process = subprocess.Popen([*command, f"--output={output}"])
-        time.sleep(rng.uniform(0.3, 1.0) * seconds)
+    command += [f"--input={_requests(tmp_path / 'in.jsonl', 600)}", "--temperature=0.7"]
+
+    def begin(output: Path) -> subprocess.Popen:
+        return subprocess.Popen([*command, f"--output={output}"], stderr=subprocess.DEVNULL)
+
+    def run_until(output: Path, num_lines: int, deadline: float = math.inf) -> float:
+        """Kills it when so many lines are there, or so many seconds have gone by."""
+        process, start = begin(output), time.monotonic()
+        while time.monotonic() - start < deadline and _num_lines(output) < num_lines:
+            assert process.poll() is None
+            time.sleep(0.002)
         process.kill()
         process.wait()
-    subprocess.run([*command, f"--output={output}"], check=True, timeout=300)
-    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+        return time.monotonic() - start
+
+    rng, before = random.Random(0), 0
+    seconds = run_until(killed, 1)
+    for turn in range(9):
+        more, share = (rng.randint(1, 40), math.inf) if turn % 2 else (60, rng.uniform(0.3, 1.2))
+        run_until(killed, before + more, share * seconds)
+        assert before <= _num_lines(killed) < 601
+        before = _num_lines(killed)
+    assert begin(killed).wait(timeout=300) == begin(whole).wait(timeout=300) == 0
+    assert killed.read_bytes() == whole.read_bytes()
+    stats = [json.loads(line) for line in stats_path(killed).read_text().splitlines()]
+    assert [record["line"] for record in stats] == list(range(1, 602))
 
 
 def test_a_script_runs_on_its_own(directory) -> None:

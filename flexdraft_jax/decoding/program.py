@@ -1,0 +1,84 @@
+"""What is compiled for which settings."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from flexdraft_jax.decoding.costs import (
+    CostModel,
+    Profile,
+    Variant,
+    draft_buckets,
+    find_profile,
+    flex_variants,
+)
+from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.steps import DecodeProgram
+from flexdraft_jax.models.draft import Draft
+from flexdraft_jax.models.flexdraft import flexdraft_model
+from flexdraft_jax.models.target import Target
+
+
+def choose_program(
+    target: Target,
+    draft: Draft | None,
+    schedule: str,
+    block_size: int,
+    pruning_strategy: str,
+    sampling: str,
+    profile: Profile | str | os.PathLike[str] | None,
+    *,
+    batch_size: int,
+    num_slots: int,
+    verify_all: bool = False,
+) -> tuple[DecodeProgram, CostModel | None]:
+    """What to compile for checked settings, and what flex is to choose by.
+
+    Args:
+        target: the model.
+        draft: its draft, None where nothing is drafted.
+        schedule: as for `generate`, like the rest up to the profile.
+        block_size: n.
+        pruning_strategy: "cumulative_product" or "min_confidence".
+        sampling: "coupled" or "rejection".
+        profile: of step costs.
+        batch_size: B.
+        num_slots: S at which parallel and sequential steps are compared.
+        verify_all: whether every step verifies all n - 1 drafts.
+    """
+    cost_model = None
+    if draft is None:
+        variants = fixed_variants("ar", block_size, verify_all)
+        sampling = "coupled"  # Without drafts there is nothing to accept.
+    elif schedule == "flex":
+        measured = find_profile(target.config, draft.config, target.dtype, profile)
+        cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)
+        variants = flex_variants(cost_model.at(batch_size, num_slots))
+    else:
+        variants = fixed_variants(schedule, block_size, verify_all)
+    program = DecodeProgram(
+        model=flexdraft_model(target, draft),
+        block_size=block_size,
+        pruning_strategy=pruning_strategy,
+        sampling=sampling,
+        variants=variants,
+    )
+    return program, cost_model
+
+
+def fixed_variants(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:
+    """The steps to compile where the schedule is given.
+
+    Where every step verifies all n - 1 drafts (threshold 0), one variant is enough.
+    """
+    counts = (block_size - 1,) if verify_all else draft_buckets(block_size)
+    return tuple(Variant(schedule, num_drafts) for num_drafts in counts)
+
+
+def program_for(
+    program: DecodeProgram, requests: Sequence[Request], sampling: str
+) -> DecodeProgram:
+    """Draws tokens from the first row with a temperature on, and is greedy before."""
+    if all(request.temperature == 0 for request in requests):
+        return program
+    return dataclasses.replace(program, sampling=sampling)
