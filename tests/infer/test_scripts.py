@@ -90,7 +90,7 @@ def test_benchmark_writes_json_and_markdown(run_script, tmp_path, capsys) -> Non
         f"--markdown={tmp_path / 'bench.md'}",
     )
     report = json.loads((tmp_path / "bench.json").read_text())
-    assert {row["method"] for row in report["decoding"]} == {"ar", "sequential"}
+    assert {row["method"] for row in report["decoding"]} >= {"ar", "sequential"}
     assert (tmp_path / "bench.md").read_text().count("| --- |") == 2
     assert "speed-up" in capsys.readouterr().out
 
