@@ -168,6 +168,7 @@ def test_decode_file_answers_lines_and_says_how_many(run_script, tmp_path, capsy
         f"--plot={tmp_path / 'plot.png'}",
         "--batch_size=4",
         "--max_length=128",
+        BUDGET,
     ]
     run_script("decode_file", *arguments)
     captured = capsys.readouterr()
