@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexdraft_jax.decoding.costs import CostModel, Profile
-from flexdraft_jax.decoding.flex import Market
+from flexdraft_jax.decoding.flex import FlexCosts
 from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
 from flexdraft_jax.decoding.program import choose_program, program_for
@@ -35,7 +35,8 @@ class GenerateOutput:
             token or at the budget, so the sum can exceed the number of new tokens; prefill, which
             gives the first token, is no step.
         verify_lengths: v for each of those steps.
-        finish_reasons: "stop" or "length"; "running" only in what `stream` yields on the way.
+        finish_reasons: "stop" or "length"; "running" only in what `stream` yields on the way, and
+            "error" in the engine alone.
     """
 
     tokens: list[list[int]]
@@ -83,13 +84,13 @@ class Decoding:
         """S, of the cache as it is now."""
         return self.state.cache.num_slots
 
-    def market(self, state: DecodeState) -> Market | None:
+    def flex_costs(self, state: DecodeState) -> FlexCosts | None:
         """What flex chooses by at the state's sizes; None for a fixed schedule."""
         if self.cost_model is None:
             return None
         costs = self.cost_model.at(len(state.length), state.cache.num_slots)
         of_each = [costs.of(variant) for variant in self.program.variants]
-        return Market(jnp.array(of_each, jnp.float32), jnp.array(self.refilled))
+        return FlexCosts(jnp.array(of_each, jnp.float32), jnp.array(self.refilled))
 
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompts of all rows; all end in the last call, so that all begin together."""
@@ -181,7 +182,7 @@ class Decoding:
     def _running(self, state: DecodeState, max_steps: int, min_active: int) -> tuple[Any, ...]:
         """The arguments of `run`."""
         limits = np.int32(max_steps), np.int32(min_active)
-        return self.program, self.variables, state, *limits, self.market(state)
+        return self.program, self.variables, state, *limits, self.flex_costs(state)
 
     def _reading(
         self,

@@ -5,8 +5,8 @@
         print(answer.index, answer.tokens)
 
 A round has three parts: free rows take the next requests; every prompt that isn't read yet is read
-on by one chunk; the compiled loop decodes until a row ends. Rows know nothing of each other, so an
-answer does not depend on what else is decoded.
+on by one chunk; the compiled loop decodes until a row ends. An answer does not depend on what else
+is decoded; but for `sampling="rejection"`, where its law does not, and the tokens do.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
 
 from flexdraft_jax.decoding.batch import ALL_STEPS, Decoding, begin
 from flexdraft_jax.decoding.costs import Profile
@@ -269,7 +271,7 @@ class _Row:
         num_read: tokens of its prompt that are read; none where no answer is wanted.
         num_given: tokens of its answer that were given out.
         batch_fills: of its steps.
-        first_token: when its first token was seen.
+        first_token: when its first token was there.
     """
 
     index: int
@@ -310,18 +312,21 @@ class _Batch:
 
     def admit(self) -> bool:
         """Gives free rows the next requests; False where nothing is left to do."""
-        admitted = []
+        taken: dict[int, tuple[int, Request]] = {}
         for place, row in enumerate(self._rows):
-            if row is None and (taken := next(self._requests, None)) is not None:
-                self._rows[place] = _Row(*taken, time.perf_counter())
-                admitted.append(place)
-        if admitted:
+            if row is None and (numbered := next(self._requests, None)) is not None:
+                taken[place] = numbered
+        if taken:
             requests = [_NOBODY if row is None else row.request for row in self._rows]
+            for place, (_, request) in taken.items():
+                requests[place] = request
             if self._decoding is None:
                 self._decoding = self._begin(requests)
             else:
-                self._fit(self._decoding)
-                self._decoding.admit(admitted, requests)
+                self._fit(self._decoding, requests)
+                self._decoding.admit(list(taken), requests)
+        for place, numbered in taken.items():
+            self._rows[place] = _Row(*numbered, taken=time.perf_counter())
         return any(self._rows)
 
     def read(self) -> None:
@@ -340,6 +345,11 @@ class _Batch:
                 row.num_read += len(parts[i])
                 last[i] = not row.reading
             self._decoding.read(places, parts, last)
+            if any(last):
+                jax.block_until_ready(self._decoding.state.num_emitted)
+                now = time.perf_counter()
+                for (_, row), done in zip(group, last, strict=False):
+                    row.first_token = now if done else None
 
     def decode(self, max_steps: int) -> None:
         """Decodes until a row ends, `max_steps` at most."""
@@ -359,8 +369,6 @@ class _Batch:
             if row is None or row.reading:
                 continue
             tokens = out.tokens[place][row.num_given :]
-            if tokens and row.first_token is None:
-                row.first_token = now
             row.num_given += len(tokens)
             new_steps = len(out.acceptance_lengths[place]) - len(row.batch_fills)
             row.batch_fills += [self._num_running] * new_steps
@@ -380,9 +388,10 @@ class _Batch:
             if tokens or answer:
                 yield Update(row.index, tokens, answer)
 
-    def _fit(self, decoding: Decoding) -> None:
+    def _fit(self, decoding: Decoding, requests: Sequence[Request]) -> None:
         """Makes room for new prompts, and gives up much room that no row needs any more."""
-        most = max(len(row.request.prompt) + row.num_given for row in self._rows if row)
+        given = [0 if row is None else row.num_given for row in self._rows]
+        most = max(len(r.prompt) + count for r, count in zip(requests, given, strict=True))
         needed = slot_bucket(most + decoding.program.block_size, decoding.sizes.max_slots)
         # Not by half: the next row would likely ask for it again.
         if needed > decoding.num_slots or 4 * needed <= decoding.num_slots:

@@ -30,11 +30,11 @@ _HOPE = 0.8
 # all steps of a row, but not fewer and not more than this.
 _PATIENCE = 23, 255
 # How far the rows count that will end first, where the batch has to wait for the last.
-_HURRY = 4.0
+_SLOWNESS_POWER = 4.0
 
 
 @flax.struct.dataclass
-class Market:
+class FlexCosts:
     """What flex chooses by, beside the drafts.
 
     Attributes:
@@ -112,7 +112,7 @@ def note_block(record: Record, survival: jax.Array) -> Record:
 
 def choose_variant(
     variants: Sequence[Variant],
-    market: Market,
+    flex_costs: FlexCosts,
     record: Record,
     survival: jax.Array,
     remaining: jax.Array,
@@ -134,17 +134,17 @@ def choose_variant(
 
     Args:
         variants: to choose from; the first is "ar", the others draft.
-        market: costs of each.
+        flex_costs: costs of each.
         record: of the rows.
         survival: [B, n - 1] of the block that is there.
         remaining: [B] tokens that each row may still emit; 0 of one that has ended.
         num_steps: [B] of each row until now.
     """
-    costs, active = market.costs, remaining > 0
+    costs, active = flex_costs.costs, remaining > 0
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
     trust = ((_PRIOR + record.accepted) / (_PRIOR + record.expected))[:, None]  # [B, 1]
     usual = trust * record.survival / record.blocks[:, None]
-    weight = jnp.where(market.refilled, active, _hurry(usual, remaining))
+    weight = jnp.where(flex_costs.refilled, active, _row_weights(usual, remaining))
     gain = _accepted(trust * survival, weight)[num_drafts]  # [variants]
     usual_gain = _accepted(usual, weight)[num_drafts]
 
@@ -160,10 +160,10 @@ def choose_variant(
     return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
 
 
-def _hurry(usual: jax.Array, remaining: jax.Array) -> jax.Array:
+def _row_weights(usual: jax.Array, remaining: jax.Array) -> jax.Array:
     """What a token is worth in each row where all wait for the last: [B, n - 1], [B] -> [B]."""
     left = remaining / (1.0 + jnp.sum(jnp.minimum(usual, 1.0), axis=1))  # Steps, if all draft.
-    return (left / jnp.maximum(jnp.max(left), 1.0)) ** _HURRY
+    return (left / jnp.maximum(jnp.max(left), 1.0)) ** _SLOWNESS_POWER
 
 
 def _accepted(survival: jax.Array, weight: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.acceptance import Verdict
-from flexdraft_jax.decoding.flex import Market
+from flexdraft_jax.decoding.flex import FlexCosts
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.decoding.state import (
     LOADING,
@@ -132,7 +132,7 @@ def run(
     state: DecodeState,
     max_steps: jax.Array,
     min_active: jax.Array,
-    market: Market | None = None,
+    flex_costs: FlexCosts | None = None,
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     """Decodes until `max_steps` are done, too few rows are left, or a row's cache is full.
 
@@ -145,7 +145,7 @@ def run(
         state: donated.
         max_steps: scalar.
         min_active: scalar, at least 1; decodes while this many rows are running.
-        market: by which flex chooses; None for the other schedules.
+        flex_costs: by which flex chooses; None for the other schedules.
 
     Returns:
         The state, how many steps were done, and whether a running row's cache is full.
@@ -169,21 +169,21 @@ def run(
         def body(carry: Carry) -> Carry:
             done, index, state = carry
             state = step(part, variables, state, index - first)
-            if part.drafts or market is None:
-                return done + 1, next_variant(program, state, market), state
+            if part.drafts or flex_costs is None:
+                return done + 1, next_variant(program, state, flex_costs), state
             # Plain steps teach little, and are so short that even the choice counts.
             index = jax.lax.cond(
                 done % _PLAIN_STEPS == 0,
-                lambda: next_variant(program, state, market),
+                lambda: next_variant(program, state, flex_costs),
                 lambda: index,
             )
             return done + 1, index, state
 
         return jax.lax.while_loop(same_part, body, carry)
 
-    carry = jnp.int32(0), next_variant(program, state, market), state
+    carry = jnp.int32(0), next_variant(program, state, flex_costs), state
     count = len(program.variants)
-    if market is None:
+    if flex_costs is None:
         carry = steps_of(0, count, carry)
     else:
         # Plain steps have a loop of their own: as one case of a switch, each would have to hand on

@@ -28,7 +28,7 @@ from flexdraft_jax.decoding.confidence import (
 )
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.decoding.flex import (
-    Market,
+    FlexCosts,
     Record,
     choose_variant,
     empty_record,
@@ -99,22 +99,24 @@ class DecodeProgram:
         return dataclasses.replace(self, variants=(variant,))
 
 
-def next_variant(program: DecodeProgram, state: DecodeState, market: Market | None) -> jax.Array:
+def next_variant(
+    program: DecodeProgram, state: DecodeState, flex_costs: FlexCosts | None
+) -> jax.Array:
     """Index of the step to take next.
 
     Args:
         program: the compiled choices.
         state: before the step.
-        market: by which flex chooses; None takes the smallest variant that holds the largest v,
+        flex_costs: by which flex chooses; None takes the smallest variant that holds the largest v,
             or the last. What a larger one computes beyond a row's v is thrown away.
     """
-    if market is None:
+    if flex_costs is None:
         longest = jnp.max(jnp.where(state.active, state.block.verify_length, 0))
         smaller = jnp.array([variant.num_drafts for variant in program.variants[:-1]])
         return jnp.sum(smaller < longest)
     remaining = jnp.where(state.active, state.budget - state.num_emitted, 0)
     return choose_variant(
-        program.variants, market, state.record, state.block.survival, remaining, state.num_steps
+        program.variants, flex_costs, state.record, state.block.survival, remaining, state.num_steps
     )
 
 

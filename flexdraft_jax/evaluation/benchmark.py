@@ -208,7 +208,9 @@ def benchmark_models(
         peers = _peer_methods(peer, tokens[:size], settings.max_new_tokens, target.eos_token_ids)
         decoding += _decode(methods + peers, tokens, domain, size, settings, progress)
     name = f"{models.name}, {describe_size(target, draft)}"
-    return BenchmarkReport(name, _facts(target, draft, peer), settings, steps, decoding)
+    return BenchmarkReport(
+        name, _facts(target, draft, settings.block_sizes[0], peer), settings, steps, decoding
+    )
 
 
 def benchmark_random(
@@ -245,7 +247,9 @@ def benchmark_random(
         peers = _peer_methods(peer, rows, settings.max_new_tokens, None)
         decoding += _decode(methods + peers, rows, "random tokens", size, settings, progress)
     label = f"random weights {name}, {describe_size(target, draft)}"
-    return BenchmarkReport(label, _facts(target, draft, peer), settings, steps, decoding)
+    return BenchmarkReport(
+        label, _facts(target, draft, settings.block_sizes[0], peer), settings, steps, decoding
+    )
 
 
 def random_models(name: str, block_size: int) -> tuple[Target, Draft]:
@@ -291,10 +295,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _facts(target: Target, draft: Draft, peer: HuggingFace | None) -> dict[str, Any]:
+def _facts(
+    target: Target, draft: Draft, block_size: int, peer: HuggingFace | None
+) -> dict[str, Any]:
     """The environment, whether flex knows what steps cost there, and what it is compared with."""
     profile = find_profile(target.config, draft.config, target.dtype, None)
-    facts = environment() | {"step costs of flex": "estimated" if profile is None else "measured"}
+    measured = profile is not None and profile.nearest(block_size, 1, 1) is not None
+    facts = environment() | {"step costs of flex": "measured" if measured else "estimated"}
     if peer is not None:
         lookup = f"prompt lookup of {_PROMPT_LOOKUP} tokens, which it has for batch 1 alone"
         facts["huggingface"] = f"{peer.description}, {lookup}"

@@ -12,7 +12,7 @@ import pytest
 import flexdraft_jax as fd
 from flexdraft_jax.decoding.costs import Profile, StepCosts, Variant
 from flexdraft_jax.decoding.flex import (
-    Market,
+    FlexCosts,
     choose_variant,
     empty_record,
     note_block,
@@ -30,8 +30,8 @@ DRAFTS = [variant.drafts for variant in VARIANTS]
 
 
 @functools.partial(jax.jit, static_argnames="variants")
-def choose(market, record, survival, remaining, num_steps, variants=VARIANTS):
-    return choose_variant(variants, market, record, survival, remaining, num_steps)
+def choose(flex_costs, record, survival, remaining, num_steps, variants=VARIANTS):
+    return choose_variant(variants, flex_costs, record, survival, remaining, num_steps)
 
 
 def chosen(costs, usual, now, *, remaining=10, num_steps=0, refilled=True, **record) -> int:
@@ -43,9 +43,9 @@ def chosen(costs, usual, now, *, remaining=10, num_steps=0, refilled=True, **rec
         survival=jnp.asarray(usual),
         **{name: jnp.asarray(value) for name, value in record.items()},
     )
-    market = Market(jnp.asarray(costs, jnp.float32), jnp.asarray(refilled))
+    flex_costs = FlexCosts(jnp.asarray(costs, jnp.float32), jnp.asarray(refilled))
     remaining, num_steps = (jnp.broadcast_to(jnp.asarray(x), rows) for x in (remaining, num_steps))
-    return int(choose(market, known, jnp.asarray(now), remaining, num_steps))
+    return int(choose(flex_costs, known, jnp.asarray(now), remaining, num_steps))
 
 
 def best_rate(costs, tokens) -> float:
@@ -244,7 +244,7 @@ def test_any_step_may_follow_any_other(begin, decode, prompts, which, temperatur
             decoding.cost_model = dataclasses.replace(decoding.cost_model, profile=any_profile(rng))
             state = decoding.state
             index = choose(
-                decoding.market(state),
+                decoding.flex_costs(state),
                 state.record,
                 state.block.survival,
                 (state.budget - state.num_emitted) * state.active,
