@@ -209,7 +209,7 @@ def benchmark_models(
         decoding += _decode(methods + peers, tokens, domain, size, settings, progress)
     name = f"{models.name}, {describe_size(target, draft)}"
     return BenchmarkReport(
-        name, _facts(target, draft, settings.block_sizes[0], peer), settings, steps, decoding
+        name, _facts(target, draft, settings, peer), settings, steps, decoding
     )
 
 
@@ -248,7 +248,7 @@ def benchmark_random(
         decoding += _decode(methods + peers, rows, "random tokens", size, settings, progress)
     label = f"random weights {name}, {describe_size(target, draft)}"
     return BenchmarkReport(
-        label, _facts(target, draft, settings.block_sizes[0], peer), settings, steps, decoding
+        label, _facts(target, draft, settings, peer), settings, steps, decoding
     )
 
 
@@ -296,11 +296,12 @@ def environment() -> dict[str, Any]:
 
 
 def _facts(
-    target: Target, draft: Draft, block_size: int, peer: HuggingFace | None
+    target: Target, draft: Draft, settings: BenchmarkSettings, peer: HuggingFace | None
 ) -> dict[str, Any]:
     """The environment, whether flex knows what steps cost there, and what it is compared with."""
     profile = find_profile(target.config, draft.config, target.dtype, None)
-    measured = profile is not None and profile.nearest(block_size, 1, 1) is not None
+    n = settings.block_sizes[0]
+    measured = profile is not None and profile.nearest(n, 1, 1) is not None
     facts = environment() | {"step costs of flex": "measured" if measured else "estimated"}
     if peer is not None:
         lookup = f"prompt lookup of {_PROMPT_LOOKUP} tokens, which it has for batch 1 alone"
