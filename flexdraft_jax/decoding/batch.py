@@ -130,7 +130,7 @@ class Decoding:
             **row_settings(requests, num_stops),
         )
 
-    def advance(self, max_steps: int, min_active: int = 1) -> None:
+    def advance(self, max_steps: int = ALL_STEPS, min_active: int = 1) -> None:
         """Decodes for `max_steps` more, or until fewer than `min_active` rows are running."""
         while max_steps > 0:
             done, full = self.run(max_steps, min_active)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 
-from flexdraft_jax.decoding.batch import ALL_STEPS, GenerateOutput, start
+from flexdraft_jax.decoding.batch import GenerateOutput, start
 from flexdraft_jax.decoding.costs import Profile
 from flexdraft_jax.decoding.requests import check_models, check_requests, integer
 from flexdraft_jax.models.draft import Draft
@@ -88,7 +88,7 @@ def generate(
         sampling=sampling,
         profile=profile,
     )
-    decoding.advance(ALL_STEPS)
+    decoding.advance()
     return decoding.output()
 
 

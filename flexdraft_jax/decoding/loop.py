@@ -17,6 +17,7 @@ from flexdraft_jax.decoding.state import (
     DecodeState,
     init_state,
     put_rows,
+    select_rows,
     take_rows,
 )
 from flexdraft_jax.decoding.steps import (
@@ -115,13 +116,10 @@ def admit(
     }
     fresh = init_state(config, state.cache, block_size=block_size, **settings)
 
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(admitted.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
     # The cache may keep what it holds: a row of length 0 sees none of it.
     nothing = Cache((), ())
     old = dataclasses.replace(state, **settings, cache=nothing)
-    chosen = jax.tree.map(choose, old, dataclasses.replace(fresh, cache=nothing))
+    chosen = select_rows(admitted, dataclasses.replace(fresh, cache=nothing), old)
     return dataclasses.replace(chosen, cache=state.cache)
 
 

@@ -1,6 +1,6 @@
 """Everything that changes while a batch is decoded: one pytree, donated from call to call."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -11,6 +11,8 @@ from flexdraft_jax.decoding.flex import Record, empty_record
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.models.cache import Cache
 from flexdraft_jax.parallel.axes import array_field, logical_axes
+
+_Tree = TypeVar("_Tree")
 
 # Values of `DecodeState.finish_reason`. A LOADING row has not read all of its prompt; an ERROR row
 # has no next token, as the target's logits are NaN.
@@ -167,6 +169,15 @@ def take_rows(state: DecodeState, rows: jax.Array) -> DecodeState:
 def put_rows(state: DecodeState, rows: jax.Array, part: DecodeState) -> DecodeState:
     """The state with the rows [R] in their places; those at B are dropped."""
     return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state, part)
+
+
+def select_rows(rows: jax.Array, chosen: _Tree, others: _Tree) -> _Tree:
+    """Rows of `chosen` where `rows` [B] is true, and of `others` elsewhere."""
+
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(select, chosen, others)
 
 
 def _resized(shape: tuple[int, ...], axes: tuple[str, ...], num_slots: int) -> tuple[int, ...]:

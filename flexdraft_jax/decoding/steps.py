@@ -134,38 +134,35 @@ def step(
     before = state
     state = _limit_verify_length(program, index, state)
 
-    def verify(variant: Variant, state: DecodeState) -> Any:
-        if variant.schedule == "parallel":
-            return _verify_and_draft(program, variables, variant.num_drafts, state)
-        return _verify(program, variables, variant.num_drafts, state)
+    def verify(of: tuple[bool, int], state: DecodeState) -> Any:
+        parallel, num_drafts = of
+        judge = _verify_and_draft if parallel else _verify
+        return judge(program, variables, num_drafts, state)
 
     # Steps that differ in how they draft alone share a verify pass.
-    passes = [
-        dataclasses.replace(v, schedule="parallel" if v.schedule == "parallel" else "sequential")
-        for v in program.variants
-    ]
+    passes = [(v.schedule == "parallel", v.num_drafts) for v in program.variants]
     fresh, verdict, hidden = _switch(index, passes, verify, state)
     stepped = _commit_and_emit(program, state, fresh, verdict)
 
     def draft(schedule: str, state: DecodeState) -> tuple[CandidateBlock, Record]:
         if schedule == "ar":
-            return undrafted_block(state.block, verdict.bonus), state.record
+            return _undrafted_block(state.block, verdict.bonus), state.record
         slots = hidden
         if schedule == "sequential":
-            slots = draft_group(program, variables, state)
-        block = next_block(program, variables, state, slots, verdict.bonus)
+            slots = _draft_group(program, variables, state)
+        block = _next_block(program, variables, state, slots, verdict.bonus)
         return block, note_block(state.record, block.survival)
 
     block, record = _switch(index, [v.schedule for v in program.variants], draft, stepped)
     return _keep_finished(before, dataclasses.replace(stepped, block=block, record=record))
 
 
-def draft_group(program: DecodeProgram, variables: Variables, state: DecodeState) -> jax.Array:
+def _draft_group(program: DecodeProgram, variables: Variables, state: DecodeState) -> jax.Array:
     """Hidden states [B, n, E] of the mask group right behind the cache."""
     return program.apply(variables, "draft_pass", state.length, program.block_size, state.cache)
 
 
-def undrafted_block(block: CandidateBlock, bonus: jax.Array) -> CandidateBlock:
+def _undrafted_block(block: CandidateBlock, bonus: jax.Array) -> CandidateBlock:
     """A block with nothing to verify behind its bonus."""
     return dataclasses.replace(
         block,
@@ -175,7 +172,7 @@ def undrafted_block(block: CandidateBlock, bonus: jax.Array) -> CandidateBlock:
     )
 
 
-def next_block(
+def _next_block(
     program: DecodeProgram,
     variables: Variables,
     state: DecodeState,
@@ -220,9 +217,9 @@ def first_block(
 ) -> DecodeState:
     """Drafts the candidates behind a prompt that has just been committed; its record begins."""
     if not program.drafts:
-        return dataclasses.replace(state, block=undrafted_block(state.block, bonus))
-    hidden = draft_group(program, variables, state)
-    block = next_block(program, variables, state, hidden, bonus)
+        return dataclasses.replace(state, block=_undrafted_block(state.block, bonus))
+    hidden = _draft_group(program, variables, state)
+    block = _next_block(program, variables, state, hidden, bonus)
     record = note_block(empty_record(len(bonus), program.block_size), block.survival)
     return dataclasses.replace(state, block=block, record=record)
 
@@ -421,9 +418,7 @@ def _log(state: DecodeState, verdict: Verdict) -> DecodeState:
 
 def _keep_finished(before: DecodeState, after: DecodeState) -> DecodeState:
     """Rows that were finished keep block and record; what else they have is frozen on writing."""
-
-    def keep(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(before.active.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-    block, record = jax.tree.map(keep, (before.block, before.record), (after.block, after.record))
+    block, record = select_rows(
+        before.active, (after.block, after.record), (before.block, before.record)
+    )
     return dataclasses.replace(after, block=block, record=record)

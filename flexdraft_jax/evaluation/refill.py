@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.corpus import DOMAINS
 from flexdraft_jax.data.held_out import default_prompts
-from flexdraft_jax.decoding.batch import ALL_STEPS, start
+from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.requests import Request, block_size_of
 from flexdraft_jax.decoding.sizes import sizes_for
@@ -129,7 +129,7 @@ def measure_refill(
             # Rows that only fill the last batch emit nothing.
             filler = [dataclasses.replace(batch[0], max_new_tokens=0)] * (batch_size - len(batch))
             decoding = start(target, draft, [*batch, *filler], schedule, sizes=sizes)
-            decoding.advance(ALL_STEPS)
+            decoding.advance()
             answers += decoding.output().tokens[: len(batch)]
         return answers
 
