@@ -27,14 +27,28 @@ class Sizes:
 
 
 def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
+    """The buckets to begin with for these requests, one per row."""
+    return sizes_of(
+        longest=max(len(r.prompt) for r in requests),
+        whole=max(len(r.prompt) + r.max_new_tokens for r in requests),
+        batch_size=len(requests),
+        block_size=block_size,
+    )
+
+
+def sizes_of(*, longest: int, whole: int, batch_size: int, block_size: int) -> Sizes:
     """The buckets to begin with: room for every prompt and some new tokens.
 
     A row needs prompt + max_new_tokens + n - 2 slots in the end: its last step is the one that
     emits the last token, and writes n tokens behind the prompt and all new ones but two.
+
+    Args:
+        longest: tokens of the longest prompt.
+        whole: tokens of the longest prompt and answer together.
+        batch_size: B.
+        block_size: n.
     """
-    longest = max(len(r.prompt) for r in requests)
-    whole = max(len(r.prompt) + r.max_new_tokens for r in requests)
-    share = _TOKENS_PER_CALL // len(requests)
+    share = _TOKENS_PER_CALL // batch_size
     max_slots = slot_bucket(max(longest, whole - 2) + block_size)
     return Sizes(
         prompt=min(bucket(longest, smallest=8), max(64, min(512, share))),

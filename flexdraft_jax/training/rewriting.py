@@ -17,15 +17,13 @@ from flexdraft_jax.data.chat import EncodedTurn, Message, encode_prompt
 from flexdraft_jax.data.conversations import Document, PlainText, parse_line, reject
 from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
 from flexdraft_jax.decoding.batch import start
-from flexdraft_jax.decoding.requests import check_requests, check_settings
-from flexdraft_jax.decoding.sizes import Sizes, bucket, slot_bucket
-from flexdraft_jax.evaluation.measure import block_size_of, decode_text
+from flexdraft_jax.decoding.requests import block_size_of, check_requests, check_settings
+from flexdraft_jax.decoding.sizes import bucket, sizes_of
+from flexdraft_jax.evaluation.measure import decode_text
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 
 Record = dict[str, Any]
-
-_PROMPT_CHUNK = 512  # Tokens of each prompt in one pass.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +136,11 @@ def _decode(writer: Writer, prompts: Sequence[list[int]], size: int) -> list[_Re
     requests = check_requests(target.config, prompts, budgets, 0.0, target.eos_token_ids)
     filler = dataclasses.replace(requests[0], max_new_tokens=0)
     requests += [filler] * (writer.batch_size - len(requests))
-    block_size = block_size_of(writer.draft, schedule, None)
-    sizes = Sizes(
-        prompt=min(size, _PROMPT_CHUNK),
-        slots=slot_bucket(size + block_size),
-        max_slots=slot_bucket(size + writer.max_new_tokens + block_size),
+    sizes = sizes_of(
+        longest=size,
+        whole=size + writer.max_new_tokens,
+        batch_size=writer.batch_size,
+        block_size=block_size_of(writer.draft, schedule, None),
     )
     decoding = start(target, writer.draft, requests, schedule, sizes=sizes)
     decoding.advance(writer.max_new_tokens)

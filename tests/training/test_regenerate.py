@@ -14,7 +14,7 @@ import flexdraft_jax as fd
 from flexdraft_jax.data.conversations import Tokenized, parse_line, read_lines
 from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
 from flexdraft_jax.data.prepare import PrepareConfig, prepare
-from flexdraft_jax.decoding.batch import bucket
+from flexdraft_jax.decoding.sizes import bucket
 from flexdraft_jax.models.target import TargetModel
 from flexdraft_jax.training import rewriting
 from flexdraft_jax.training.regenerate import (
