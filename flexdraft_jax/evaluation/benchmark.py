@@ -208,9 +208,7 @@ def benchmark_models(
         peers = _peer_methods(peer, tokens[:size], settings.max_new_tokens, target.eos_token_ids)
         decoding += _decode(methods + peers, tokens, domain, size, settings, progress)
     name = f"{models.name}, {describe_size(target, draft)}"
-    return BenchmarkReport(
-        name, _facts(target, draft, settings, peer), settings, steps, decoding
-    )
+    return BenchmarkReport(name, _facts(target, draft, settings, peer), settings, steps, decoding)
 
 
 def benchmark_random(
@@ -247,9 +245,7 @@ def benchmark_random(
         peers = _peer_methods(peer, rows, settings.max_new_tokens, None)
         decoding += _decode(methods + peers, rows, "random tokens", size, settings, progress)
     label = f"random weights {name}, {describe_size(target, draft)}"
-    return BenchmarkReport(
-        label, _facts(target, draft, settings, peer), settings, steps, decoding
-    )
+    return BenchmarkReport(label, _facts(target, draft, settings, peer), settings, steps, decoding)
 
 
 def random_models(name: str, block_size: int) -> tuple[Target, Draft]:
