@@ -49,6 +49,7 @@ from flexdraft_jax.decoding.state import (
     STOP,
     CandidateBlock,
     DecodeState,
+    select_rows,
 )
 from flexdraft_jax.models.cache import KeysValues, commit
 from flexdraft_jax.models.flexdraft import FlexDraft
