@@ -191,7 +191,7 @@ class DecodeEngine:
 
         Args:
             requests: any number, even without an end; each is taken when a row is free for it, and
-                all rows wait for it.
+                decoding waits until it is there.
 
         Raises:
             ValueError: a request that `check` refuses, when it is taken. Answers that aren't

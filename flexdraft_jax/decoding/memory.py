@@ -71,7 +71,7 @@ def plan_memory(
     cache = batch_size * row
     workspace = max(batch_size * step, reading_rows * read)
     if item < 4 and any(device.platform == "cpu" for device in _devices(target)):
-        workspace += 4 // item * (weights + cache)  # It multiplies in float32: copies of all.
+        workspace += 4 // item * (weights + cache)  # Copies, as it multiplies in float32 alone.
     return MemoryPlan(weights, cache, workspace)
 
 

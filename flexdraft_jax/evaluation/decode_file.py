@@ -145,7 +145,8 @@ def _decode_lines(
             line = _Line(place, number)
             try:
                 fields = parse_object(content)
-                line.label = {name: fields[name] for name in ("id",) if name in fields}
+                if "id" in fields:
+                    line.label["id"] = fields["id"]
                 request = engine.check(read_request(fields, number, models, settings))
             except (TypeError, ValueError) as error:
                 fail(line, str(error))
