@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -276,14 +277,16 @@ def plot_throughput(rows: Sequence[DecodeRow], path: str) -> None:
         path: of the picture; its ending names the format.
     """
     domains = list(dict.fromkeys(row.domain for row in rows))
-    figure = Figure(figsize=(1 + 5 * len(domains), 4), layout="constrained")
+    # A peer takes the threads that suit each batch size; it is one line all the same.
+    names = list(dict.fromkeys(_without_threads(row.method) for row in rows))
+    figure = Figure(figsize=(1 + 5 * len(domains), 4.6), layout="constrained")
     for place, domain in enumerate(domains, 1):
         axes = figure.add_subplot(1, len(domains), place, title=domain.replace("_", " "))
         axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="tokens/s")
         of_domain = [row for row in rows if row.domain == domain]
         sizes = sorted({row.batch_size for row in of_domain})
-        for method in dict.fromkeys(row.method for row in of_domain):
-            line = [row for row in of_domain if row.method == method]
+        for name in names:
+            line = [row for row in of_domain if _without_threads(row.method) == name]
             speed = [row.tokens_per_second for row in line]
             spread = [[s.median - s.low for s in speed], [s.high - s.median for s in speed]]
             axes.errorbar(
@@ -292,13 +295,18 @@ def plot_throughput(rows: Sequence[DecodeRow], path: str) -> None:
                 spread,
                 marker="o",
                 capsize=3,
-                label=method,
+                label=name if place == 1 else None,
             )
         axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(loc="outside lower center", ncols=len(names))
     figure.savefig(path, dpi=120)
+
+
+def _without_threads(method: str) -> str:
+    """ "huggingface, 2 threads" -> "huggingface"."""
+    return re.sub(r", \d+ threads?$", "", method)
 
 
 def _label(method: Method) -> str:
