@@ -65,7 +65,12 @@ def main(argv: Sequence[str]) -> None:
         path = pathlib.Path(
             _OUTPUT.value or profile_path(target.config, draft.config, target.dtype)
         )
-        profile = load_profile(path) if path.exists() else Profile(())
+        profile = Profile(())
+        if path.exists():
+            try:
+                profile = load_profile(path)
+            except ValueError as error:
+                progress(f"written anew: {error}")
         costs = []
         for one in measure_costs(
             target,

@@ -165,8 +165,12 @@ def find_profile(
         if not isinstance(profile, str | os.PathLike):
             raise TypeError(f"profile={profile!r}: must be a Profile, a path or None")
         return load_profile(profile)
-    usual = profile_path(target, draft, dtype)
-    return load_profile(usual) if usual.exists() else None
+    try:
+        usual = profile_path(target, draft, dtype)
+        there = usual.exists()
+    except (OSError, RuntimeError):  # No home, or none that may be read.
+        return None
+    return load_profile(usual) if there else None
 
 
 def load_profile(path: str | os.PathLike[str]) -> Profile:

@@ -93,6 +93,7 @@ class DecodeEngine:
     Attributes:
         batch_size: B, rows decoded together.
         max_length: tokens that prompt and answer of a request may have together.
+        asked_length: the same as it was asked for; None where it is what fits.
         sampling: how drafts are accepted at temperature > 0, "coupled" or "rejection".
     """
 
@@ -172,6 +173,7 @@ class DecodeEngine:
                 length //= 2
         check_memory(target, draft, work, self.batch_size, length + block_size)
         self.max_length = length
+        self.asked_length = max_length
 
     def stream(self, requests: Iterable[Request], *, steps_per_update: int = 8) -> Iterator[Update]:
         """Yields what is new of every request that is being decoded, after every few steps.

@@ -212,9 +212,15 @@ def _numbers(
     for name, x in _per_row(field, value, count):
         if isinstance(x, bool) or not isinstance(x, numbers.Real):
             raise TypeError(f"{name}={x!r}: must be a number")
-        if not (math.isfinite(x) and is_right(float(x))):
+        try:
+            number = float(x)
+        except OverflowError:  # An integer of hundreds of digits.
+            number = math.inf
+        if abs(number) < np.finfo(np.float32).tiny:
+            number = 0.0  # As it is to devices.
+        if not (math.isfinite(number) and is_right(number)):
             raise ValueError(f"{name}={x}: must be {right}")
-        found.append(float(x))
+        found.append(number)
     return found
 
 

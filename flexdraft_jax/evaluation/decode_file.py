@@ -88,7 +88,7 @@ def decode_file(
         "dtype": str(models.target.dtype),
         "tokenizer": tokenizer_fingerprint(models.tokenizer),
         "sampling": engine.sampling,
-        "max_length": engine.max_length,
+        "max_length": engine.asked_length,  # What fits may be another at another batch size.
         **dataclasses.asdict(settings),
     }
     del recorded["confidence_threshold"]  # As with the draft, answers are as good with another.
@@ -146,7 +146,7 @@ def _decode_lines(
             try:
                 fields = parse_object(content)
                 if "id" in fields:
-                    line.label["id"] = fields["id"]
+                    line.label["id"] = _checked_id(fields["id"])
                 request = engine.check(read_request(fields, number, models, settings))
             except (TypeError, ValueError) as error:
                 fail(line, str(error))
@@ -169,6 +169,21 @@ def _decode_lines(
         }
         files.put(line.place, record, stats_record(line.number, line.num_prompt_tokens, answer))
         progress.finished(answer)
+
+
+def _checked_id(value: Any) -> Any:
+    """An id that can be written again.
+
+    Raises:
+        ValueError: it can't.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except RecursionError as error:
+        raise ValueError("id: nested too deep") from error
+    except ValueError as error:
+        raise ValueError("id: must be standard JSON, which has no NaN and no infinity") from error
+    return value
 
 
 class _OrderedFiles:

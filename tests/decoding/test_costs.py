@@ -211,3 +211,12 @@ def test_everything_larger_costs_more(use_device):
         assert all(larger.parallel[v] > small.parallel[v] for v in small.parallel)
     assert small.verify[0] < small.verify[3] < small.verify[7]
     assert small.parallel[3] < small.parallel[7]
+
+
+def test_a_home_that_is_none_has_no_profile(monkeypatch):
+    def no_home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(PROFILES_VARIABLE)
+    monkeypatch.setattr(module.pathlib.Path, "home", no_home)
+    assert find_profile(LARGE, LARGE_DRAFT, "float32", None) is None

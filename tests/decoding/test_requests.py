@@ -42,6 +42,8 @@ def nothing_is_compiled():
         ({"top_k": -1}, r"top_k=-1 \(row 0\): must be 0 or more"),
         ({"top_k": 2**31}, r"top_k=2147483648 \(row 0\): must be at most 2147483647"),
         ({"top_p": 0}, r"top_p=0: must be above 0 and at most 1"),
+        ({"top_p": 1e-40}, r"top_p=1e-40: must be above 0"),
+        ({"temperature": 10**400}, r"temperature=10+: must be 0 or more"),
         ({"top_p": 1.1}, r"top_p=1.1: must be above 0 and at most 1"),
         ({"min_p": float("nan")}, r"min_p=nan: must be between 0 and 1"),
         ({"seed": 2**32}, r"seed=4294967296 .*at most 4294967295"),

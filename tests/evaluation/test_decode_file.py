@@ -271,6 +271,16 @@ def test_other_settings_and_other_files_are_refused(answered, models, decode, fi
         decode(tmp_path / "missing.jsonl", tmp_path / "new.jsonl")
 
 
+def test_ids_that_cannot_be_written_are_errors(decode, tmp_path):
+    ids = ["[" * 984 + "]" * 984, "NaN"]
+    lines = [f'{{"id": {id}, "prompt": "a", "top_p": {10**400}}}' for id in (*ids, "5")]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    decode(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    records = _records(tmp_path / "out.jsonl")
+    assert ["id" in record for record in records] == [False, False, True]
+    assert "standard JSON" in records[1]["error"] and "top_p" in records[2]["error"]
+
+
 def test_raw_prompts_have_no_template(models):
     raw = dataclasses.replace(SETTINGS, raw=True)
     assert read_request({"prompt": "hi"}, 1, models, raw).prompt == [104, 105]
