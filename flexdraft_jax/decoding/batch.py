@@ -118,7 +118,7 @@ class Decoding:
 
         Args:
             places: of these rows.
-            requests: of all B rows; those of the others are what they were.
+            requests: of all B rows; those of other rows that read or run are what they were.
         """
         num_rows, num_stops = self.state.stop_token_ids.shape
         self.program = program_for(self.program, requests, self.sampling)

@@ -102,7 +102,8 @@ def admit(
         config: the target's.
         block_size: n.
         state: donated.
-        admitted: [B] bool, rows to start over. The settings of the others must be what they were.
+        admitted: [B] bool, rows to start over. The settings of rows that read or run must be what
+            they were.
         budget: [B], as for `init_state`, like the rest.
         stop_token_ids: [B, M].
         confidence_threshold: [B].

@@ -118,7 +118,7 @@ def plot_summary(summary: FileSummary, path: str | os.PathLike[str]) -> None:
     """Draws how often drafts are accepted by position, and tau by how full the batch was.
 
     Args:
-        summary: of a file with steps that drafted.
+        summary: of a file; what it has none of stays empty.
         path: of the PNG.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")

@@ -287,7 +287,9 @@ def test_rejection_is_repeatable_and_leaves_greedy_rows_alone(decode, draft, pro
     assert first.tokens[0] == plain[0] and first.tokens[4] == plain[4]
 
 
-def test_flex_is_the_default_and_without_a_draft_it_is_plain(target, prompts):
+def test_flex_is_the_default_and_without_a_draft_it_is_plain(target, draft, prompts):
+    out = fd.generate(target, draft, prompts[:2], 12, confidence_threshold=0.0, profile=FORCING[2])
+    assert {v for row in out.verify_lengths for v in row} == {3}  # What these costs force.
     out = fd.generate(target, None, prompts[:2], 12)
     assert out == fd.generate(target, None, prompts[:2], 12, schedule="ar")
 
