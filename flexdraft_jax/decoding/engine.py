@@ -41,6 +41,8 @@ _CALL_COST = 32
 _STEPS_BETWEEN_CHUNKS = 4
 # S at which flex's parallel and sequential steps are compared; the cheaper ones are compiled.
 _USUAL_SLOTS = 512
+# Tokens that a row can go on for before slots that were given up would be asked for again.
+_SPARE_SLOTS = 32
 # Is in the rows that nobody has.
 _NOBODY = Request(prompt=(0,), max_new_tokens=0, confidence_threshold=0.0)
 
@@ -391,13 +393,18 @@ class _Batch:
                 yield Update(row.index, tokens, answer)
 
     def _fit(self, decoding: Decoding, requests: Sequence[Request]) -> None:
-        """Makes room for new prompts, and gives up much room that no row needs any more."""
+        """Makes room for new prompts, and gives up room that no row needs any more.
+
+        A step pays for every slot; to give some of them up costs less than a step.
+        """
         given = [0 if row is None else row.num_given for row in self._rows]
         most = max(len(r.prompt) + count for r, count in zip(requests, given, strict=True))
-        needed = slot_bucket(most + decoding.program.block_size, decoding.sizes.max_slots)
-        # Not by half: the next row would likely ask for it again.
-        if needed > decoding.num_slots or 4 * needed <= decoding.num_slots:
-            decoding.resize(max(needed, min(2 * needed, decoding.num_slots)))
+        most += decoding.program.block_size
+        needed, enough = (
+            slot_bucket(size, decoding.sizes.max_slots) for size in (most, most + _SPARE_SLOTS)
+        )
+        if needed > decoding.num_slots or enough < decoding.num_slots:
+            decoding.resize(enough)
 
 
 def _choose_chunk(lengths: Sequence[int]) -> int:

@@ -58,12 +58,13 @@ def sizes_of(*, longest: int, whole: int, batch_size: int, block_size: int) -> S
 
 
 def slot_bucket(size: int, largest: int | None = None) -> int:
-    """The cache size for `size` tokens: 128, 256, 512, ... up to the largest.
+    """The cache size for `size` tokens: 128, 256, 512, 768, 1024, 1536, ... up to the largest.
 
-    Fewer sizes than `bucket` has: a cache grows through all of them, and each is compiled for.
+    Fewer small sizes than `bucket` has: a cache grows through all of them, each is compiled for,
+    and small ones save little.
     """
-    power = max(128, 1 << (size - 1).bit_length())
-    return power if largest is None else min(power, largest)
+    slots = bucket(size, smallest=128) if size > 512 else max(128, 1 << (size - 1).bit_length())
+    return slots if largest is None else min(slots, largest)
 
 
 def bucket(size: int, smallest: int = 32) -> int:
