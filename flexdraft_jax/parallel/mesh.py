@@ -10,7 +10,7 @@ One table, `RULES`, says which mesh axes a logical axis is spread over, in train
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,13 +40,16 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh of the given shape over the devices of all processes, or over the first of them.
 
     Args:
         data: copies of the weights.
         fsdp: parts that weights and optimizer state are stored in.
         tensor: parts that heads, MLP and vocabulary are computed in; their size must divide by it.
+        devices: to choose from; those of all processes if None.
 
     Raises:
         ValueError: a size below 1, more devices asked for than there are, or a process of several
@@ -56,21 +59,23 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     for name, size in shape.items():
         if size < 1:
             raise ValueError(f"{name}={size}: must be at least 1")
-    wanted, found = math.prod(shape.values()), jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    wanted, found = math.prod(shape.values()), len(devices)
+    num_processes = len({device.process_index for device in devices})
     text = " * ".join(f"{name}={size}" for name, size in shape.items())
     if wanted > found:
         raise ValueError(f"{text} is {wanted} devices, but there are {found}")
-    if wanted < found and jax.process_count() > 1:
+    if wanted < found and num_processes > 1:
         raise ValueError(
-            f"{text} is {wanted} devices: must be all {found} of {jax.process_count()} processes, "
+            f"{text} is {wanted} devices: must be all {found} of {num_processes} processes, "
             "since each of them takes part"
         )
     # In the order of processes, not in that of the interconnect, which jax.make_mesh takes: the
     # rows that a process reads must be one run.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
     # Auto axes: linen's logically partitioned modules fail under explicit ones.
     return Mesh(
-        np.array(devices[:wanted]).reshape(tuple(shape.values())),
+        np.array(in_order[:wanted]).reshape(tuple(shape.values())),
         MESH_AXES,
         axis_types=(AxisType.Auto,) * 3,
     )
