@@ -19,18 +19,21 @@ import jax.numpy as jnp
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.parallel.axes import array_field
 
-# What is left of a sum after each step: about ten steps are remembered.
-_DECAY = 0.9
+# What is left of a sum after each step: ten blocks are remembered, and fifty verdicts, which
+# depend on luck.
+_BLOCK_DECAY, _VERDICT_DECAY = 0.9, 0.98
 # A row without a past is trusted as if this many promised drafts had been accepted.
-_PRIOR = 4.0
+_PRIOR = 16.0
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
 _HOPE = 0.8
-# Steps without a draft before one is made to see whether drafting has come to pay: two thirds of
-# all steps of a row, but not fewer and not more than this.
+# Steps without a draft before one is made to see whether drafting has come to pay: as many as the
+# row has done, but not fewer and not more than this; and only where as many tokens can follow.
 _PATIENCE = 23, 255
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
+# Standard deviations by which the last of B equal rows is late, in units of sqrt(2 log B).
+_LATENESS = 0.75
 
 
 @flax.struct.dataclass
@@ -93,15 +96,15 @@ def note_verdict(
     expected = jnp.sum(jnp.where(verified, survival, 0.0), axis=1)
     return dataclasses.replace(
         record,
-        accepted=_DECAY * record.accepted + num_accepted,
-        expected=_DECAY * record.expected + expected,
+        accepted=_VERDICT_DECAY * record.accepted + num_accepted,
+        expected=_VERDICT_DECAY * record.expected + expected,
         idle=record.idle + 1,
     )
 
 
 def note_block(record: Record, survival: jax.Array) -> Record:
     """The record after a block with this survival curve [B, n - 1] was drafted."""
-    kept = _DECAY**record.idle
+    kept = _BLOCK_DECAY**record.idle
     return dataclasses.replace(
         record,
         survival=kept[:, None] * record.survival + survival,
@@ -121,7 +124,7 @@ def choose_variant(
     """Index of the step that earns the most.
 
     With c the costs, N the rows that decode, a(v) the drafts that all of them may accept of v, both
-    weighted by what a token is worth in each row:
+    weighted by what a token is worth in each row, and a(v) less what the last row is late by:
 
         R   the best rate of one kind of step for ever: N / c without drafts, (N + a(v)) / c with
             a usual block each time
@@ -144,26 +147,46 @@ def choose_variant(
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
     trust = ((_PRIOR + record.accepted) / (_PRIOR + record.expected))[:, None]  # [B, 1]
     usual = trust * record.survival / record.blocks[:, None]
-    weight = jnp.where(flex_costs.refilled, active, _row_weights(usual, remaining))
-    gain = _accepted(trust * survival, weight)[num_drafts]  # [variants]
-    usual_gain = _accepted(usual, weight)[num_drafts]
-
+    weight, pace = _wait_for_last(usual, remaining)
+    weight = jnp.where(flex_costs.refilled, active, weight)
+    pace = jnp.where(flex_costs.refilled, 1.0, pace)
     rows = jnp.sum(weight)
+    gain, usual_gain = (
+        jnp.maximum(pace * (rows + _accepted(x, weight)[num_drafts]) - rows, 0.0)
+        for x in (trust * survival, usual)
+    )  # [variants]
+
     plain_rate = rows / costs[0]
     drafting_rate = jnp.max((rows + usual_gain[1:]) / costs[1:])
     rate = jnp.maximum(plain_rate, drafting_rate)
     worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
     drafts = jnp.arange(len(variants)) > 0
     score = gain - rate * costs + worth * drafts
-    due = record.idle >= jnp.clip(num_steps * 2 // 3, *_PATIENCE)
+    due = (record.idle >= jnp.clip(num_steps, *_PATIENCE)) & (remaining > record.idle)
     most_due = 2 * jnp.sum(active & due) > jnp.sum(active)
     return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
 
 
-def _row_weights(usual: jax.Array, remaining: jax.Array) -> jax.Array:
-    """What a token is worth in each row where all wait for the last: [B, n - 1], [B] -> [B]."""
-    left = remaining / (1.0 + jnp.sum(jnp.minimum(usual, 1.0), axis=1))  # Steps, if all draft.
-    return (left / jnp.maximum(jnp.max(left), 1.0)) ** _SLOWNESS_POWER
+def _wait_for_last(usual: jax.Array, remaining: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What counts where all rows wait for the last one.
+
+    Args:
+        usual: [B, n - 1] survival of a usual block.
+        remaining: [B] tokens that each row may still emit.
+
+    Returns:
+        [B] what a token is worth in each row; and how fast the last of the rows is for their
+        mean, where they draft: chance lets some of them fall behind. Without drafts all go alike.
+    """
+    usual = jnp.minimum(usual, 1.0)
+    mean = 1.0 + jnp.sum(usual, axis=1)  # Tokens of a step.
+    second = jnp.sum((2.0 * jnp.arange(usual.shape[1]) + 1.0) * usual, axis=1)
+    variance = jnp.maximum(second - (mean - 1.0) ** 2, 0.0)
+    left = remaining / mean  # Steps.
+    weight = (left / jnp.maximum(jnp.max(left), 1.0)) ** _SLOWNESS_POWER
+    lateness = _LATENESS * jnp.sqrt(2.0 * jnp.log(jnp.maximum(jnp.sum(weight), 1.0)))
+    last = jnp.max(left + lateness * jnp.sqrt(left * variance) / mean)
+    return weight, jnp.max(left) / jnp.maximum(last, 1e-9)
 
 
 def _accepted(survival: jax.Array, weight: jax.Array) -> jax.Array:

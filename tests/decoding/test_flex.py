@@ -154,11 +154,14 @@ def test_drafting_is_tried_again_after_a_while():
         return DRAFTS[chosen(costs, *blocks, idle=idle, num_steps=num_steps, **settings)]
 
     # Rarer and rarer, down to a limit.
-    for idle, num_steps in [(23, 23), (66, 100), (255, 1000)]:
-        assert tries([idle], num_steps) and not tries([idle - 1], num_steps)
+    for idle, num_steps in [(23, 10), (100, 100), (255, 1000)]:
+        assert tries([idle], num_steps, remaining=256)
+        assert not tries([idle - 1], num_steps, remaining=256)
     # When most rows find it is time, and not for the sake of a row that has ended.
-    assert not tries([23, 22, 22], 23) and tries([23, 23, 22], 23)
-    assert not tries([23, 0], 23, remaining=[0, 10])
+    assert not tries([23, 22, 22], 23, remaining=30) and tries([23, 23, 22], 23, remaining=30)
+    assert not tries([23, 0], 23, remaining=[0, 30])
+    # Not where little is left to be gained by it.
+    assert not tries([23], 23, remaining=23) and tries([23], 23, remaining=24)
 
 
 def test_a_batch_that_is_not_refilled_waits_for_its_slow_rows():
@@ -174,6 +177,19 @@ def test_a_batch_that_is_not_refilled_waits_for_its_slow_rows():
     )
 
 
+def test_a_batch_that_is_not_refilled_waits_for_its_unlucky_rows():
+    """Of many equal rows some fall behind, the more so the less is sure and the less is left."""
+    costs, fair = [1.0, 1.8, 2.0, 2.2], [0.6, 0.4, 0.3, 0.2]
+
+    def drafts(rows, remaining, curve=fair, refilled=False) -> bool:
+        curves = [curve] * rows
+        return DRAFTS[chosen(costs, curves, curves, remaining=remaining, refilled=refilled)]
+
+    assert drafts(1, 20) and not drafts(32, 20)
+    assert drafts(32, 400) and drafts(32, 20, refilled=True)
+    assert drafts(32, 20, curve=[0.999] * 4)
+
+
 def test_what_a_record_remembers():
     survival = jnp.array([[0.5, 0.25, 0.125]])
     hope = 0.8 ** np.arange(1, 4)
@@ -182,7 +198,7 @@ def test_what_a_record_remembers():
     record = note_verdict(record, survival, jnp.array([2]), jnp.array([1]))
     assert record.accepted == 1 and record.expected == 0.75 and record.idle == 1
     record = note_verdict(record, survival, jnp.array([0]), jnp.array([0]))
-    np.testing.assert_allclose([record.accepted[0], record.expected[0]], [0.9, 0.675])
+    np.testing.assert_allclose([record.accepted[0], record.expected[0]], [0.98, 0.735])
     assert record.idle == 2
     # Two steps fade what was known, whatever they were.
     record = note_block(record, jnp.zeros((1, 3)))
