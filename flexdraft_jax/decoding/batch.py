@@ -13,10 +13,10 @@ from flexdraft_jax.decoding.costs import CostModel, Profile
 from flexdraft_jax.decoding.flex import FlexCosts
 from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
-from flexdraft_jax.decoding.program import choose_program, program_for
+from flexdraft_jax.decoding.program import choose_program, groups_at, program_for
 from flexdraft_jax.decoding.requests import Request, check_settings
 from flexdraft_jax.decoding.sampling import RowSampling
-from flexdraft_jax.decoding.sizes import Sizes, bucket, sizes_for, slot_bucket
+from flexdraft_jax.decoding.sizes import Sizes, bucket, prompt_chunk, sizes_for, slot_bucket
 from flexdraft_jax.decoding.state import DecodeState, init_state, resize, resized_shapes
 from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.models.cache import init_cache
@@ -286,7 +286,7 @@ def start(
     """
     block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
     draft = None if schedule == "ar" else draft
-    sizes = sizes or sizes_for(requests, block_size)
+    given, sizes = sizes, sizes or sizes_for(requests, block_size)
     program, cost_model = choose_program(
         target,
         draft,
@@ -300,12 +300,16 @@ def start(
         verify_all=all(r.confidence_threshold == 0 for r in requests),
     )
     program = dataclasses.replace(program, forced_acceptance=forced_acceptance)
-    work = Work(
-        block_size=block_size,
-        num_groups=program.num_groups,
-        chunk=sizes.prompt,
-        draws=any(r.temperature > 0 for r in requests),
-    )
+    longest = max(len(r.prompt) for r in requests)
+
+    def work(batch_size: int) -> Work:
+        return Work(
+            block_size=block_size,
+            num_groups=groups_at(program, cost_model, batch_size, sizes.slots),
+            chunk=given.prompt if given else prompt_chunk(longest, batch_size),
+            draws=any(r.temperature > 0 for r in requests),
+        )
+
     check_memory(target, draft, work, len(requests), sizes.max_slots)
     decoding = begin(target, draft, program, requests, sizes, cost_model)
     decoding.read_prompts([request.prompt for request in requests])
