@@ -66,7 +66,8 @@ class Decoding:
         variables: target and draft parameters.
         state: donated to, and replaced by, every call.
         sizes: that it was begun with.
-        sampling: "coupled" or "rejection", once there are rows with a temperature.
+        drawing: the program's sampling once there are rows with a temperature: "coupled" or
+            "rejection".
         cost_model: what flex chooses by; None where a fixed schedule leaves no choice.
         refilled: whether rows that end make place for others.
     """
@@ -75,9 +76,9 @@ class Decoding:
     variables: Variables
     state: DecodeState
     sizes: Sizes
-    sampling: str
+    drawing: str
     cost_model: CostModel | None
-    refilled: bool = False
+    refilled: bool
 
     @property
     def num_slots(self) -> int:
@@ -121,7 +122,7 @@ class Decoding:
             requests: of all B rows; those of other rows that read or run are what they were.
         """
         num_rows, num_stops = self.state.stop_token_ids.shape
-        self.program = program_for(self.program, requests, self.sampling)
+        self.program = program_for(self.program, requests, self.drawing)
         self.state = admit(
             self.program.model.config,
             self.program.block_size,
@@ -323,6 +324,7 @@ def begin(
     requests: Sequence[Request],
     sizes: Sizes,
     cost_model: CostModel | None,
+    refilled: bool = False,
 ) -> Decoding:
     """A batch of checked requests of which nothing is read yet.
 
@@ -332,7 +334,8 @@ def begin(
         program: with the sampling of rows that have a temperature.
         requests: one per row.
         sizes: to compile for.
-        cost_model: see `Decoding`.
+        cost_model: see `Decoding`, like the next.
+        refilled: whether rows that end make place for others.
     """
     state = init_state(
         target.config,
@@ -340,10 +343,10 @@ def begin(
         block_size=program.block_size,
         **row_settings(requests),
     )
-    sampling = program.sampling
-    program = program_for(dataclasses.replace(program, sampling="greedy"), requests, sampling)
+    drawing = program.sampling
+    program = program_for(dataclasses.replace(program, sampling="greedy"), requests, drawing)
     variables = flexdraft_variables(target, draft)
-    return Decoding(program, variables, state, sizes, sampling, cost_model)
+    return Decoding(program, variables, state, sizes, drawing, cost_model, refilled)
 
 
 def row_settings(requests: Sequence[Request], num_stops: int = 4) -> dict[str, Any]:

@@ -254,9 +254,14 @@ class DecodeEngine:
             max_slots=most,
         )
         decoding = begin(
-            self._target, self._draft, self._program, requests, sizes, self._cost_model
+            self._target,
+            self._draft,
+            self._program,
+            requests,
+            sizes,
+            self._cost_model,
+            refilled=True,
         )
-        decoding.refilled = True
         whole = max(len(request.prompt) + request.max_new_tokens for request in requests)
         ahead = decoding.compile_ahead(
             slot_bucket(whole + self._program.block_size, most),
