@@ -1,6 +1,7 @@
 """One small target, its drafts and one set of sizes, so that tests share compiled programs."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 import flexdraft_jax as fd
 from flexdraft_jax.decoding.batch import Decoding, start
+from flexdraft_jax.decoding.costs import CostModel, StepCosts
 from flexdraft_jax.decoding.requests import check_requests
 from flexdraft_jax.decoding.sizes import Sizes
 
@@ -128,6 +130,28 @@ def decode(begin) -> Callable[..., fd.GenerateOutput]:
         return decoding.output()
 
     return decode
+
+
+@pytest.fixture(scope="session")
+def forcing() -> dict[int, StepCosts]:
+    """Costs that make flex take one step alone, whatever the drafts are worth.
+
+    By the number of drafts that it verifies: plain, sequential with 3, parallel with 4. The steps
+    to choose from are the same for all of them.
+    """
+    free, dear = 1e-6, 1e6
+    return {
+        0: StepCosts(5, 8, 64, {0: free, 3: dear, 4: dear}, dear, {3: 3 * dear, 4: dear}),
+        3: StepCosts(5, 8, 64, {0: dear, 3: free, 4: dear}, free, {3: dear, 4: 0.5 * dear}),
+        4: StepCosts(5, 8, 64, {0: dear, 3: dear, 4: dear}, dear, {3: 3 * dear, 4: free}),
+    }
+
+
+@pytest.fixture
+def turns(monkeypatch, forcing):
+    """Makes flex take another kind of step in each round."""
+    costs = itertools.cycle(forcing.values())
+    monkeypatch.setattr(CostModel, "at", lambda self, batch_size, num_slots: next(costs))
 
 
 @pytest.fixture(scope="session")

@@ -12,20 +12,10 @@ import pytest
 import flexdraft_jax as fd
 from flexdraft_jax.decoding import batch, engine
 from flexdraft_jax.decoding.batch import start
-from flexdraft_jax.decoding.costs import CostModel, StepCosts
 from flexdraft_jax.decoding.engine import DecodeEngine, _choose_chunk
 from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import Sizes
-
-# Costs that make flex take one step alone: plain, sequential with 3 drafts, parallel with 4. The
-# steps to choose from are the same for all of them.
-FREE, DEAR = 1e-3, 10.0
-FORCING = (
-    StepCosts(5, 4, 128, {0: FREE, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: DEAR}),
-    StepCosts(5, 4, 128, {0: DEAR, 3: FREE, 4: DEAR}, FREE, {3: 9 * DEAR, 4: 0.9 * DEAR}),
-    StepCosts(5, 4, 128, {0: DEAR, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: FREE}),
-)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +60,6 @@ def make(target, draft):
         return DecodeEngine(target, draft, schedule=schedule, **settings)
 
     return make
-
-
-@pytest.fixture
-def turns(monkeypatch):
-    """Makes flex take another kind of step in each round."""
-    costs = itertools.cycle(FORCING)
-    monkeypatch.setattr(CostModel, "at", lambda self, batch_size, num_slots: next(costs))
 
 
 @pytest.mark.parametrize("schedule", ["ar", "sequential", "flex"])
@@ -219,13 +202,13 @@ def test_the_cache_grows_for_a_long_row_and_shrinks_behind_it(five_tokens, monke
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request((), 3), r"request 1: prompts\[0\] is empty"),
-        (Request((61,), 3), r"request 1: prompts\[0\]\[0\]=61"),
+        (Request((), 3), "request 1: prompt is empty"),
+        (Request((61,), 3), r"request 1: prompt\[0\]=61"),
         (
             Request((1,) * 90, 20),
             "request 1: the prompt has 90 tokens and max_new_tokens=20.*max_length=100",
         ),
-        (Request((1,), 3, temperature=-1.0), r"request 1: temperature\[0\]=-1.0"),
+        (Request((1,), 3, temperature=-1.0), "request 1: temperature=-1.0"),
     ],
 )
 def test_a_bad_request_is_named(make, request_, message):
