@@ -55,6 +55,9 @@ class GenerateOutput:
 ALL_STEPS = np.iinfo(np.int32).max
 # Sizes of the cache that are compiled for ahead, the present one among them.
 _SIZES_AHEAD = 3
+# Costs are known to some percent. A draft in vain costs more than one that was left out where it
+# would just have paid, so flex takes drafting for so much dearer.
+_CAUTION = 1.05
 
 
 @dataclasses.dataclass
@@ -90,7 +93,10 @@ class Decoding:
         if self.cost_model is None:
             return None
         costs = self.cost_model.at(len(state.length), state.cache.num_slots)
-        of_each = [costs.of(variant) for variant in self.program.variants]
+        of_each = [
+            costs.of(variant) * (_CAUTION if variant.drafts else 1.0)
+            for variant in self.program.variants
+        ]
         return FlexCosts(jnp.array(of_each, jnp.float32), jnp.array(self.refilled))
 
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> None:

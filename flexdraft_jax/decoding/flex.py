@@ -27,9 +27,10 @@ _PRIOR = 16.0
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
 _HOPE = 0.8
-# Steps without a draft before one is made to see whether drafting has come to pay: as many as the
-# row has done, but not fewer and not more than this; and only where as many tokens can follow.
-_PATIENCE = 23, 255
+# Steps without a draft before one is made to see whether drafting has come to pay: three quarters
+# of all steps of a row, but not fewer and not more than this; and only where as many tokens can
+# follow.
+_PATIENCE = 12, 255
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
 # Standard deviations by which the last of B equal rows is late, in units of sqrt(2 log B).
@@ -162,7 +163,7 @@ def choose_variant(
     worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
     drafts = jnp.arange(len(variants)) > 0
     score = gain - rate * costs + worth * drafts
-    due = (history.idle >= jnp.clip(num_steps, *_PATIENCE)) & (remaining > history.idle)
+    due = (history.idle >= jnp.clip(num_steps * 3 // 4, *_PATIENCE)) & (remaining > history.idle)
     most_due = 2 * jnp.sum(active & due) > jnp.sum(active)
     return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
 

@@ -154,14 +154,14 @@ def test_drafting_is_tried_again_after_a_while():
         return DRAFTS[chosen(costs, *blocks, idle=idle, num_steps=num_steps, **settings)]
 
     # Rarer and rarer, down to a limit.
-    for idle, num_steps in [(23, 10), (100, 100), (255, 1000)]:
+    for idle, num_steps in [(12, 10), (75, 100), (255, 1000)]:
         assert tries([idle], num_steps, remaining=256)
         assert not tries([idle - 1], num_steps, remaining=256)
     # When most rows find it is time, and not for the sake of a row that has ended.
-    assert not tries([23, 22, 22], 23, remaining=30) and tries([23, 23, 22], 23, remaining=30)
-    assert not tries([23, 0], 23, remaining=[0, 30])
+    assert not tries([12, 11, 11], 12, remaining=30) and tries([12, 12, 11], 12, remaining=30)
+    assert not tries([12, 0], 12, remaining=[0, 30])
     # Not where little is left to be gained by it.
-    assert not tries([23], 23, remaining=23) and tries([23], 23, remaining=24)
+    assert not tries([12], 12, remaining=12) and tries([12], 12, remaining=13)
 
 
 def test_a_batch_that_is_not_refilled_waits_for_its_slow_rows():
