@@ -197,6 +197,17 @@ def constrain(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetCon
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, logical_axes, tree, config))
 
 
+def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Within a compiled program: [B, ...] has its rows spread and is whole else.
+
+    Rows that do not divide, as those that read their prompts while others decode, are everywhere.
+    """
+    if mesh is None:
+        return x
+    rows = RULES["batch"] if x.shape[0] % row_devices(mesh) == 0 else None
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(rows)))
+
+
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh that the arrays of a tree lie on; None if they were never laid on one.
 
