@@ -27,6 +27,7 @@ from flexdraft_jax.evaluation.benchmark import (
 from flexdraft_jax.evaluation.decode_speed import plot_throughput
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.parallel.mesh import parse_mesh
 
 _DEFAULT = BenchmarkSettings()
 
@@ -35,6 +36,9 @@ _TARGET = flags.DEFINE_string(
 )
 _DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Spread the weights over devices, as in data=2,tensor=4; one device if left out."
+)
 _RANDOM_TARGET = flags.DEFINE_enum(
     "random_target",
     None,
@@ -99,7 +103,8 @@ def main(argv: Sequence[str]) -> None:
         if _RANDOM_TARGET.value:
             report = benchmark_random(_RANDOM_TARGET.value, settings, progress)
         else:
-            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+            mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
+            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
             report = benchmark_models(models, settings, progress)
     for table in report.tables():
         console.print(table.to_rich())
