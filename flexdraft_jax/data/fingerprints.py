@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from flexdraft_jax.checkpoints.safetensors import require_local
 from flexdraft_jax.models.target import Target
 
 _PROBE = "What is 2 + 2?\n\té 水 🙂  <|x|> don't DON'T 1234567.89"
@@ -69,6 +70,7 @@ def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] =
     Raises:
       ValueError: the file was begun with other settings, or is some other file.
     """
+    require_local(output)
     recorded = output.with_name(f"{output.name}.settings.json")
     # Asked in this order, as another process may begin just now: with its settings.
     begun = output.exists() or bool(parts)
