@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from flexdraft_jax.evaluation.benchmark import (
-    RANDOM_TARGETS,
     BenchmarkSettings,
     benchmark_models,
     benchmark_random,
 )
 from flexdraft_jax.evaluation.decode_speed import plot_throughput
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, integers, load_models
+from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
 from flexdraft_jax.parallel.mesh import parse_mesh
 
 _DEFAULT = BenchmarkSettings()
@@ -45,6 +45,8 @@ _RANDOM_TARGET = flags.DEFINE_enum(
     list(RANDOM_TARGETS),
     "Measure a target of this size with random weights.",
 )
+flags.mark_flags_as_mutual_exclusive(["random_target", "target"])
+flags.mark_flags_as_mutual_exclusive(["random_target", "draft"])
 _SCHEDULES = flags.DEFINE_list(
     "schedules", list(_DEFAULT.schedules), "Beside ar, which is always measured."
 )
@@ -92,8 +94,8 @@ def main(argv: Sequence[str]) -> None:
             check_output(path)
         settings = BenchmarkSettings(
             schedules=tuple(_SCHEDULES.value),
-            batch_sizes=tuple(map(int, _BATCH_SIZES.value)),
-            block_sizes=tuple(map(int, _BLOCK_SIZES.value)),
+            batch_sizes=integers("batch_sizes", _BATCH_SIZES.value),
+            block_sizes=integers("block_sizes", _BLOCK_SIZES.value, smallest=2),
             confidence_threshold=_CONFIDENCE_THRESHOLD.value,
             num_prompts=_NUM_PROMPTS.value,
             max_new_tokens=_MAX_NEW_TOKENS.value,
@@ -101,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
             forced_acceptance=_FORCED_ACCEPTANCE.value,
         )
         if _RANDOM_TARGET.value:
-            report = benchmark_random(_RANDOM_TARGET.value, settings, progress)
+            report = benchmark_random(_RANDOM_TARGET.value, settings, progress, _DTYPE.value)
         else:
             mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
             models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)

@@ -1,9 +1,11 @@
 """What decoding takes of the device's memory, known before it starts."""
 
 import bisect
+import contextlib
 import dataclasses
-import functools
 import os
+import pathlib
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -76,21 +78,34 @@ def plan_memory(
 
 
 def check_memory(
-    target: Target, draft: Draft | None, work: Work, batch_size: int, num_slots: int
+    target: Target,
+    draft: Draft | None,
+    work: Callable[[int], Work],
+    batch_size: int,
+    num_slots: int,
 ) -> None:
     """Refuses a batch that does not fit, as far as is known.
+
+    Args:
+        target: the model.
+        draft: its draft, if there is one.
+        work: of a batch of B rows; fewer rows may read more of a prompt at once.
+        batch_size: B.
+        num_slots: S, when the cache has grown.
 
     Raises:
         ValueError: with the numbers, and the largest batch that would fit.
     """
+
+    def plan_of(rows: int) -> MemoryPlan:
+        return plan_memory(target, draft, work(rows), rows, num_slots)
+
     limit = memory_limit(target)
-    plans = functools.partial(plan_memory, target, draft, work, num_slots=num_slots)
-    plan = plans(batch_size=batch_size)
+    plan = plan_of(batch_size)
     if limit is None or plan.total <= limit:
         return
-    fitting = bisect.bisect_right(
-        range(1, batch_size), limit, key=lambda rows: plans(batch_size=rows).total
-    )
+    # Even where a plan does not grow from batch to batch, the one that is found was seen to fit.
+    fitting = bisect.bisect_right(range(1, batch_size), limit, key=lambda rows: plan_of(rows).total)
     raise ValueError(
         f"a batch of {batch_size} rows of {num_slots} tokens does not fit into memory: "
         f"{_size(plan.weights)} of weights, {_size(plan.cache)} of cache and "
@@ -109,7 +124,20 @@ def memory_limit(target: Target) -> int | None:
         return (device.memory_stats() or {}).get("bytes_limit")
     if not hasattr(os, "sysconf"):
         return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_container_limits()])
+
+
+# What a Linux container may take: control groups of version 2, and of version 1.
+_CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+
+def _container_limits() -> Iterator[int]:
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # It is not there, or says "max".
+            yield int(pathlib.Path(path).read_text())
 
 
 def _devices(target: Target) -> set[jax.Device]:
