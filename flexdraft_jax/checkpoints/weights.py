@@ -179,7 +179,7 @@ class _OncePerPart:
         self._reader = reader
         self._last: tuple[Any, np.ndarray] | None = None
 
-    def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+    def __call__(self, index: tuple[slice, ...] | None) -> np.ndarray:
         if self._last is None or self._last[0] != index:
             self._last = index, self._reader(index)
         return self._last[1]

@@ -95,8 +95,10 @@ class Decoding:
             return None
         rows = len(state.length) // row_devices(self.program.mesh)  # Of one device.
         costs = self.cost_model.at(rows, state.cache.num_slots)
-        of_each = [costs.of(variant) for variant in self.program.variants]
-        return FlexCosts(np.array(of_each, np.float32), np.array(self.refilled))
+        # Of NumPy, so that they belong to no device of a mesh.
+        of_each: Any = np.array([costs.of(v) for v in self.program.variants], np.float32)
+        refilled: Any = np.array(self.refilled)
+        return FlexCosts(of_each, refilled)
 
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompts of all rows; all end in the last call, so that all begin together."""

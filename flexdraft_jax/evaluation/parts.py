@@ -97,7 +97,11 @@ def _join(parts: list[Path], output: Path) -> None:
     unfinished = output.with_name(f"{output.name}.unfinished")
     files = [part.open("rb") for part in parts]
     with unfinished.open("wb") as joined:
-        joined.writelines(heapq.merge(*files, key=lambda line: json.loads(line)["line"]))
+        joined.writelines(heapq.merge(*files, key=_number))
     for file in files:
         file.close()
     unfinished.replace(output)
+
+
+def _number(record: bytes) -> int:
+    return json.loads(record)["line"]
