@@ -12,6 +12,7 @@ import heapq
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -103,5 +104,5 @@ def _join(parts: list[Path], output: Path) -> None:
     unfinished.replace(output)
 
 
-def _number(record: bytes) -> int:
+def _number(record: Any) -> int:
     return json.loads(record)["line"]
