@@ -27,6 +27,7 @@ from flexdraft_jax.evaluation.decode_speed import plot_throughput
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, integers, load_models
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
+from flexdraft_jax.parallel.mesh import parse_mesh
 
 _DEFAULT = BenchmarkSettings()
 
@@ -35,6 +36,9 @@ _TARGET = flags.DEFINE_string(
 )
 _DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Spread the weights over devices, as in data=2,tensor=4; one device if left out."
+)
 _RANDOM_TARGET = flags.DEFINE_enum(
     "random_target",
     None,
@@ -98,10 +102,11 @@ def main(argv: Sequence[str]) -> None:
             repeats=_REPEATS.value,
             forced_acceptance=_FORCED_ACCEPTANCE.value,
         )
+        mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
         if _RANDOM_TARGET.value:
-            report = benchmark_random(_RANDOM_TARGET.value, settings, progress, _DTYPE.value)
+            report = benchmark_random(_RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh)
         else:
-            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
             report = benchmark_models(models, settings, progress)
     for table in report.tables():
         console.print(table.to_rich())

@@ -49,6 +49,7 @@ def test_generate_writes_the_text_and_nothing_else_to_stdout(
 
 def test_generate_compares_with_plain_decoding(run_script, capsys) -> None:
     random = ["--temperature=0.8", "--top_k=50", "--top_p=0.95", "--min_p=0.01", "--seed=3"]
+    random.append("--mesh=data=1")
     run_script("generate", "--prompt=hello", BUDGET, "--compare", "--schedule=parallel", *random)
     report = capsys.readouterr().err
     assert "Equal to plain decoding, token for token: yes" in report
