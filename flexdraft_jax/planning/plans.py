@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+import json
+import os
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from flexdraft_jax.checkpoints.draft import read_draft_config
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.evaluation.timing import Progress, silent
-from flexdraft_jax.planning.compiling import Compiled, compile_program
+from flexdraft_jax.planning.compiling import Compiled, Memory, Traffic, compile_program
 from flexdraft_jax.planning.decode_plan import (
     DecodeCase,
     DecodeStep,
@@ -79,11 +83,37 @@ class TrainPlan:
     sequence_length: int = 2048
 
 
+class Kept:
+    """Compiled programs in a JSON file, so that a plan may be stopped and goes on."""
+
+    def __init__(self, path: str | None) -> None:
+        """Reads the file, if it is there; None keeps nothing."""
+        self._path = None if path is None else Path(path)
+        self._entries: dict[str, Any] = {}
+        if self._path is not None and self._path.exists():
+            self._entries = json.loads(self._path.read_text())
+
+    def get(self, plan: DecodePlan | TrainPlan, name: str, make: Callable[[], Compiled]) -> Compiled:
+        """The program of this name, compiled before with the same settings or made now."""
+        key = json.dumps({"program": name, **dataclasses.asdict(plan)}, sort_keys=True)
+        if key not in self._entries:
+            self._entries[key] = dataclasses.asdict(make())
+            if self._path is not None:
+                unfinished = self._path.with_name(f"{self._path.name}.unfinished")
+                unfinished.write_text(json.dumps(self._entries, indent=1) + "\n")
+                os.replace(unfinished, self._path)
+        entry = dict(self._entries[key])
+        memory = Memory(**entry.pop("memory"))
+        collectives = tuple(Traffic(**traffic) for traffic in entry.pop("collectives"))
+        return Compiled(memory=memory, collectives=collectives, **entry)
+
+
 def plan_decode(
     plan: DecodePlan,
     programs: Collection[str] = (),
     all_parallel: bool = False,
     progress: Progress = silent,
+    kept: Kept | None = None,
 ) -> tuple[PlanReport, DecodeCase]:
     """Compiles the programs of decoding one after the other.
 
@@ -93,11 +123,13 @@ def plan_decode(
             the others are held against it.
         all_parallel: parallel steps of all numbers of groups among them.
         progress: told about each program.
+        kept: what was compiled before; what is compiled now is added.
 
     Raises:
         ValueError: something that is not there or does not divide; it is named.
     """
     of = parse_slice(plan.topology)
+    kept = Kept(None) if kept is None else kept
     target = find_target(plan.target)
     draft = plan.draft_config(target)
     case = DecodeCase(
@@ -117,8 +149,12 @@ def plan_decode(
     compiled: list[tuple[DecodeStep, Compiled]] = []
     for step in steps:
         if not programs or step.name in (*programs, "ar"):
-            progress(f"compiling {step.name}")
-            compiled.append((step, compile_program(step.name, *lower_step(case, step))[0]))
+
+            def make(step: DecodeStep = step) -> Compiled:
+                progress(f"compiling {step.name} of {plan.target} for {of.name}")
+                return compile_program(step.name, *lower_step(case, step))[0]
+
+            compiled.append((step, kept.get(plan, step.name, make)))
     title = (
         f"{plan.target} on {of.accelerator_type} ({of.name}), {plan.mesh}: {case.batch_size} rows "
         f"of {case.num_slots} slots, n = {case.block_size}, D = {draft.num_draft_layers}, "
@@ -127,19 +163,26 @@ def plan_decode(
     return decode_report(title, dataclasses.asdict(plan), case, compiled), case
 
 
-def plan_train(plan: TrainPlan, progress: Progress = silent) -> PlanReport:
-    """Compiles a training step.
+def plan_train(
+    plan: TrainPlan, progress: Progress = silent, kept: Kept | None = None
+) -> PlanReport:
+    """Compiles a training step; arguments and errors as for `plan_decode`.
 
     Raises:
         ValueError: something that is not there or does not divide; it is named.
     """
     of = parse_slice(plan.topology)
     config = plan.config
+    kept = Kept(None) if kept is None else kept
     case = TrainCase(
         find_target(plan.target), config, slice_mesh(of, plan.mesh), plan.sequence_length
     )
-    progress("compiling the training step")
-    compiled, _ = compile_program("train step", *lower_train_step(case))
+
+    def make() -> Compiled:
+        progress(f"compiling the training step of {plan.target} for {of.name}")
+        return compile_program("train step", *lower_train_step(case))[0]
+
+    compiled = kept.get(plan, "train step", make)
     title = (
         f"Training a drafter of {plan.target} on {of.accelerator_type} ({of.name}), {plan.mesh}: "
         f"{config.train.batch_size} rows of {plan.sequence_length} tokens, {config.anchors} "
