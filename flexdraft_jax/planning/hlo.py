@@ -36,6 +36,9 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 _GROUPS_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _GROUPS_COUNTED = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+_GROUPS_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXIS_SIZE = re.compile(r"'(\w+)'=(\d+)")
+_FAST_MEMORY = "S(1)}"  # In the layout of arrays that lie in a TPU's vector memory.
 _ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}, (?:may|must)-alias\)")
 
 
@@ -139,11 +142,15 @@ class Program:
         ]
 
     def copies(self, nbytes: int) -> list[Instruction]:
-        """Instructions that copy an array of at least so many bytes within a device."""
+        """Instructions that copy an array of at least so many bytes within a device's memory.
+
+        Not those that bring it into fast memory before it is used, and back.
+        """
         return [
             instruction
             for instruction in self._materialised()
             if instruction.opcode in ("copy", "copy-start")
+            and _FAST_MEMORY not in instruction.line
             and max((array.nbytes for array in instruction.arrays), default=0) >= nbytes
         ]
 
@@ -246,10 +253,16 @@ def _collective(kind: str, line: Instruction, times: int, in_loop: bool) -> Coll
         # (operands, results, perhaps two counters)
         arrays = [size for array, size in zip(line.arrays, sizes, strict=True) if array.shape]
         sizes = arrays[len(arrays) // 2 :]
-    listed, counted = _GROUPS_LISTED.search(line.line), _GROUPS_COUNTED.search(line.line)
-    group = 1
-    if listed:
-        group = len(listed[1].split(","))
-    elif counted:
-        group = int(counted[2])
-    return Collective(kind, sum(sizes), group, times, in_loop, line)
+    return Collective(kind, sum(sizes), _group(line.line), times, in_loop, line)
+
+
+def _group(line: str) -> int:
+    """How many devices send each other something."""
+    if listed := _GROUPS_LISTED.search(line):
+        return len(listed[1].split(","))
+    if counted := _GROUPS_COUNTED.search(line):
+        return int(counted[2])
+    if named := _GROUPS_NAMED.search(line):
+        sizes = {axis: int(size) for axis, size in _AXIS_SIZE.findall(named[1])}
+        return math.prod(sizes[axis.strip(" '")] for axis in named[2].split(","))
+    return 1  # collective-permute: in pairs
