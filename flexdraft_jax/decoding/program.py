@@ -4,6 +4,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from jax.sharding import Mesh
+
 from flexdraft_jax.decoding.costs import (
     CostModel,
     Profile,
@@ -17,6 +19,8 @@ from flexdraft_jax.decoding.steps import DecodeProgram
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_model
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import row_devices
+from flexdraft_jax.parallel.processes import gather
 
 
 def choose_program(
@@ -30,6 +34,7 @@ def choose_program(
     *,
     batch_size: int,
     num_slots: int,
+    mesh: Mesh | None = None,
     verify_all: bool = False,
 ) -> tuple[DecodeProgram, CostModel | None]:
     """What to compile for checked settings, and what flex is to choose by.
@@ -44,6 +49,7 @@ def choose_program(
         profile: of step costs.
         batch_size: B.
         num_slots: S at which parallel and sequential steps are compared.
+        mesh: that the weights lie on, if any.
         verify_all: whether every step verifies all n - 1 drafts.
     """
     cost_model = None
@@ -52,8 +58,10 @@ def choose_program(
         sampling = "coupled"  # Without drafts there is nothing to accept.
     elif schedule == "flex":
         measured = find_profile(target.config, draft.config, target.dtype, profile)
+        if mesh is not None and mesh.is_multi_process:
+            measured = gather(measured)[0]  # All have to choose alike.
         cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)
-        variants = flex_variants(cost_model.at(batch_size, num_slots))
+        variants = flex_variants(cost_model.at(batch_size // row_devices(mesh), num_slots))
     else:
         variants = fixed_variants(schedule, block_size, verify_all)
     program = DecodeProgram(
@@ -62,6 +70,7 @@ def choose_program(
         pruning_strategy=pruning_strategy,
         sampling=sampling,
         variants=variants,
+        mesh=mesh,
     )
     return program, cost_model
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from flexdraft_jax.decoding.acceptance import Verdict, accept_by_rejection, accept_matching
 from flexdraft_jax.decoding.confidence import (
@@ -49,6 +50,7 @@ from flexdraft_jax.decoding.state import (
     STOP,
     CandidateBlock,
     DecodeState,
+    place_rows,
     select_rows,
 )
 from flexdraft_jax.models.cache import KeysValues, commit
@@ -71,6 +73,7 @@ class DecodeProgram:
         variants: the steps to choose from, by ascending number of drafts.
         forced_acceptance: for timing alone: each draft is accepted with this probability and is
             that sure of itself, whatever the models say, and so the tokens mean nothing.
+        mesh: that weights and rows are spread over; None is one device.
     """
 
     model: FlexDraft
@@ -79,6 +82,11 @@ class DecodeProgram:
     sampling: str
     variants: tuple[Variant, ...]
     forced_acceptance: float | None = None
+    mesh: Mesh | None = None
+
+    def place(self, state: DecodeState) -> DecodeState:
+        """The state where it lies between two steps."""
+        return place_rows(state, self.mesh, self.model.config)
 
     def apply(self, variables: Variables, method: str, *args: Any) -> Any:
         """Calls one of the model's passes."""
