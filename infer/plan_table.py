@@ -1,6 +1,6 @@
 """The README's table of predictions; it takes hours, may be stopped at any time, and goes on.
 
-    python infer/plan_table.py --programs plan_table.json --markdown plan_table.md
+python infer/plan_table.py --programs plan_table.json --markdown plan_table.md
 """
 
 import pathlib

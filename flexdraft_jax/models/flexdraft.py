@@ -10,6 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
@@ -18,6 +19,7 @@ from flexdraft_jax.models.cache import Cache, KeysValues
 from flexdraft_jax.models.draft import Draft, DraftModel
 from flexdraft_jax.models.layers import Part, attend, rope_tables
 from flexdraft_jax.models.target import DecoderLayer, Params, Target, TargetModel
+from flexdraft_jax.parallel.mesh import pin_rows
 
 
 class CleanPass(NamedTuple):
@@ -63,15 +65,17 @@ class FlexDraft(nn.Module):
         config: the target's.
         draft_config: None where no draft is needed; then only `clean_pass` and the heads work.
         dtype: of the weights and hidden states.
+        mesh: that rows are spread over; None is one device.
     """
 
     config: TargetConfig
     draft_config: DraftConfig | None = None
     dtype: DTypeLike = jnp.float32
+    mesh: Mesh | None = None
 
     def setup(self) -> None:
         """Declares the parameters."""
-        self.target = TargetModel(self.config, self.dtype)
+        self.target = TargetModel(self.config, self.dtype, self.mesh)
         if self.draft_config is not None:
             self.draft = DraftModel(self.config, self.draft_config, self.dtype)
             self.split = self.config.num_layers - self.draft_config.num_draft_layers
@@ -88,7 +92,7 @@ class FlexDraft(nn.Module):
         """
         positions = length[:, None] + jnp.arange(tokens.shape[1])
         rope = rope_tables(self.config, positions)
-        x = self.target.embed(tokens)  # [B, T, E]
+        x = self._embed(tokens)  # [B, T, E]
         fresh = []
         for index, layer in enumerate(self.target.layers):
             prefix = self._prefix(cache, index, length, positions)
@@ -96,7 +100,7 @@ class FlexDraft(nn.Module):
                 x, rope, masks.block_mask(tokens.shape[1], layer.window), [prefix]
             )
             fresh.append(layer_fresh)
-        return CleanPass(self.target.final_norm(x), tuple(fresh))
+        return CleanPass(self._final_norm(x), tuple(fresh))
 
     def draft_pass(self, length: jax.Array, block_size: int, cache: Cache) -> jax.Array:
         """One mask group right behind the cache, through the draft layers only.
@@ -117,8 +121,8 @@ class FlexDraft(nn.Module):
             prefix = self._prefix(cache, index, length, positions)
             group_mask = masks.own_group_mask(block_size, layer.window)
             values = attend(queries, [prefix, Part(group, group_mask)])
-            m = layer.feed_forward(m + own.output(values))
-        return self.target.final_norm(m)
+            m = layer.feed_forward(m + pin_rows(own.output(values), self.mesh))
+        return self._final_norm(m)
 
     def parallel_pass(
         self,
@@ -147,7 +151,7 @@ class FlexDraft(nn.Module):
         rope = rope_tables(self.config, positions)
         group_rope = rope_tables(self.config, group_positions)
 
-        x = self.target.embed(tokens)  # [B, C, E]
+        x = self._embed(tokens)  # [B, C, E]
         fresh = []
         for index, layer in enumerate(self.target.layers[: self.split]):
             prefix = self._prefix(cache, index, length, positions)
@@ -183,9 +187,9 @@ class FlexDraft(nn.Module):
                 ],
             )
             attended = [layer.attention.output(values), own.output(group_values)]
-            both = layer.feed_forward(both + jnp.concatenate(attended, axis=1))
+            both = layer.feed_forward(both + pin_rows(jnp.concatenate(attended, axis=1), self.mesh))
             fresh.append(layer_fresh)
-        both = self.target.final_norm(both)
+        both = self._final_norm(both)
         groups_hidden = both[:, num_candidates:].reshape(batch, num_groups, block_size, -1)
         return ParallelPass(CleanPass(both[:, :num_candidates], tuple(fresh)), groups_hidden)
 
@@ -200,13 +204,13 @@ class FlexDraft(nn.Module):
             segment_ids: [B, T], which document a token belongs to.
         """
         rope = rope_tables(self.config, positions)
-        x = self.target.embed(tokens)
+        x = self._embed(tokens)
         fresh = []
         for layer in self.target.layers:
             mask = masks.segment_mask(segment_ids, positions, layer.window)
             x, layer_fresh = layer(x, rope, mask)
             fresh.append(layer_fresh)
-        constants = PackedPass(self.target.final_norm(x), tuple(fresh[self.split :]))
+        constants = PackedPass(self._final_norm(x), tuple(fresh[self.split :]))
         return jax.lax.stop_gradient(constants)
 
     def packed_draft_pass(
@@ -246,14 +250,14 @@ class FlexDraft(nn.Module):
                 queries,
                 [Part(clean.fresh[d], anchor_mask), Part(groups, group_mask, num_anchors)],
             )
-            return layer.feed_forward(m + own.output(values))
+            return layer.feed_forward(m + pin_rows(own.output(values), model.mesh))
 
         if remat:
             layer_pass = nn.remat(layer_pass, static_argnums=(1,))
         m = self._mask_tokens(batch, num_anchors * block_size)  # [B, A * n, E]
         for d in range(len(clean.fresh)):
             m = layer_pass(self, d, m)
-        return self.target.final_norm(m).reshape(batch, num_anchors, block_size, -1)
+        return self._final_norm(m).reshape(batch, num_anchors, block_size, -1)
 
     def target_logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states of clean tokens [..., E] -> [..., V] float32."""
@@ -264,13 +268,20 @@ class FlexDraft(nn.Module):
 
         Args:
             hidden: [B, ..., E] final-normed.
-            bonus: [B, ...] token ids, broadcast to the leading axes of `hidden`.
+            bonus: [B, ...] token ids, with 1 where all entries of an axis of `hidden` share one.
 
         Returns:
             [B, ..., V] float32.
         """
-        bonus_embedding = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
+        hidden = pin_rows(hidden, self.mesh)
+        bonus_embedding = jnp.broadcast_to(self._embed(bonus), hidden.shape)
         return self.target.logits(hidden) + self.draft.calibration(bonus_embedding, hidden)
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        return pin_rows(self.target.embed(tokens), self.mesh)
+
+    def _final_norm(self, x: jax.Array) -> jax.Array:
+        return pin_rows(self.target.final_norm(x), self.mesh)
 
     def _draft_layers(self) -> list[tuple[int, DecoderLayer]]:
         """(index, layer) of the target's last D layers."""
@@ -287,9 +298,9 @@ class FlexDraft(nn.Module):
         return jnp.broadcast_to(self.draft.mask_embedding, shape)
 
 
-def flexdraft_model(target: Target, draft: Draft | None) -> FlexDraft:
-    """The module for a target and its draft (or none)."""
-    return FlexDraft(target.config, None if draft is None else draft.config, target.dtype)
+def flexdraft_model(target: Target, draft: Draft | None, mesh: Mesh | None = None) -> FlexDraft:
+    """The module for a target and its draft (or none), on the mesh that they lie on."""
+    return FlexDraft(target.config, None if draft is None else draft.config, target.dtype, mesh)
 
 
 def flexdraft_variables(target: Target, draft: Draft | None) -> dict[str, Params]:

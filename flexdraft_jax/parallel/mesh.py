@@ -197,6 +197,22 @@ def constrain(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetCon
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, logical_axes, tree, config))
 
 
+def pin_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Says within a compiled program that hidden states [B, ...] are spread by rows alone.
+
+    Left to itself, XLA spreads their width as some weight's is, and sends them around in each
+    layer. Rows that do not divide are whole on every device.
+
+    Args:
+        x: the array.
+        mesh: None says nothing.
+    """
+    if mesh is None:
+        return x
+    rows = None if x.shape[0] % row_devices(mesh) else RULES["batch"]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(rows)))
+
+
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh that the arrays of a tree lie on; None if they were never laid on one.
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
 from jax.stages import Lowered
 
 from flexdraft_jax.planning.hlo import Collective, Program, read_program

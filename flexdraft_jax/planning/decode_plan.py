@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +116,9 @@ def all_steps(case: DecodeCase, chip: Any) -> list[DecodeStep]:
 
 
 def _is_main(step: DecodeStep, case: DecodeCase) -> bool:
-    return not step.name.startswith("parallel") or step.variants[0].num_drafts == case.block_size - 1
+    return (
+        not step.name.startswith("parallel") or step.variants[0].num_drafts == case.block_size - 1
+    )
 
 
 def lower_step(case: DecodeCase, step: DecodeStep) -> tuple[Lowered, dict[str, Any]]:
@@ -142,7 +143,7 @@ def lower_step(case: DecodeCase, step: DecodeStep) -> tuple[Lowered, dict[str, A
         params["draft"] = abstract(shapes, shardings(mesh, axes, shapes, config))
     state = abstract_state(case, step.batch_size, block_size)
     program = DecodeProgram(
-        model=FlexDraft(config, None if plain else case.draft, dtype),
+        model=FlexDraft(config, None if plain else case.draft, dtype, mesh),
         block_size=block_size,
         pruning_strategy="cumulative_product",
         sampling="greedy",

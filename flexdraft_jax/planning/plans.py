@@ -93,7 +93,9 @@ class Kept:
         if self._path is not None and self._path.exists():
             self._entries = json.loads(self._path.read_text())
 
-    def get(self, plan: DecodePlan | TrainPlan, name: str, make: Callable[[], Compiled]) -> Compiled:
+    def get(
+        self, plan: DecodePlan | TrainPlan, name: str, make: Callable[[], Compiled]
+    ) -> Compiled:
         """The program of this name, compiled before with the same settings or made now."""
         key = json.dumps({"program": name, **dataclasses.asdict(plan)}, sort_keys=True)
         if key not in self._entries:

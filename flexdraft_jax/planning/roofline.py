@@ -23,8 +23,8 @@ from flexdraft_jax.parallel.devices import Device, find_device
 _HOP_SECONDS = 1e-6
 # Chips that times are given for, and JAX's names of them.
 CHIPS = {"v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite", "H100": "NVIDIA H100"}
-# Fewer rows of a chip than this may be multiplied on a slower path: the plain decoding that drafts are held
-# against is given as many at least, or it would be too easily beaten.
+# Fewer rows of a chip than this may be multiplied on a slower path: the plain decoding that drafts
+# are held against is given as many at least, or it would be too easily beaten.
 PLAIN_ROWS = 8
 
 

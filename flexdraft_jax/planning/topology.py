@@ -18,7 +18,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from flexdraft_jax.parallel.mesh import MESH_AXES, make_mesh
+from flexdraft_jax.parallel.mesh import parse_mesh
 
 # Of each generation, what JAX calls its devices, and what the cloud calls a slice: v5p counts
 # cores, of which a chip has two.
@@ -102,20 +102,15 @@ def slice_mesh(of: Slice, sizes: str) -> Mesh:
 
     Args:
         of: the slice.
-        sizes: such as "data=2,tensor=4"; what is not named is 1.
+        sizes: such as "data=2,tensor=4".
 
     Raises:
         ValueError: sizes that are none, or not as many as there are chips.
     """
-    found = dict(item.partition("=")[::2] for item in sizes.split(","))
-    wrong = [f"{name}={size}" for name, size in found.items()
-             if name not in MESH_AXES or not size.isdecimal()]
-    if wrong:
-        raise ValueError(f"mesh={sizes!r}: must be like data=2,tensor=4, of {MESH_AXES}")
-    shape = {name: int(size) for name, size in found.items()}
-    if math.prod(shape.values()) != of.num_chips:
+    mesh = parse_mesh(sizes).build(slice_devices(of))
+    if mesh.size != of.num_chips:
         raise ValueError(f"mesh={sizes!r}: must be all {of.num_chips} chips of {of.name}")
-    return make_mesh(**shape, devices=slice_devices(of))
+    return mesh
 
 
 @functools.cache  # The file stays open, and the lock is held, until this process ends.

@@ -81,7 +81,9 @@ def draft_step(
         ValueError: the configuration cannot be computed; see `check_step`.
     """
     check_step(config)
-    model = FlexDraft(target, config.model, config.step.compute_dtype)
+    places = jax.tree.leaves(state_shardings)
+    mesh = places[0].mesh if places else None
+    model = FlexDraft(target, config.model, config.step.compute_dtype, mesh)
     schedule = learning_rate_schedule(config.train)
     shardings = {} if state_shardings is None else {"out_shardings": _outputs(state_shardings)}
 
