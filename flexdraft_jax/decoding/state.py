@@ -182,6 +182,15 @@ def put_rows(state: DecodeState, rows: jax.Array, part: DecodeState) -> DecodeSt
     return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state, part)
 
 
+def put_columns(old: jax.Array, columns: jax.Array, new: jax.Array) -> jax.Array:
+    """Writes [B, n] into [B, S], each row at its own columns [B, n]; those at S are dropped."""
+
+    def put(old: jax.Array, columns: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[columns].set(new, mode="drop", wrap_negative_indices=False)
+
+    return jax.vmap(put)(old, columns, new)
+
+
 def select_rows(rows: jax.Array, chosen: _Tree, others: _Tree) -> _Tree:
     """Rows of `chosen` where `rows` [B] is true, and of `others` elsewhere."""
 

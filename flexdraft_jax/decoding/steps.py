@@ -51,6 +51,7 @@ from flexdraft_jax.decoding.state import (
     CandidateBlock,
     DecodeState,
     place_rows,
+    put_columns,
     select_rows,
 )
 from flexdraft_jax.models.cache import KeysValues, commit
@@ -90,7 +91,7 @@ class DecodeProgram:
 
     def apply(self, variables: Variables, method: str, *args: Any) -> Any:
         """Calls one of the model's passes."""
-        return self.model.apply(variables, *args, method=method)
+        return self.model.clone(mesh=self.mesh).apply(variables, *args, method=method)
 
     @property
     def drafts(self) -> bool:
@@ -239,7 +240,6 @@ def emit(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> Decode
     Where the target's logits are NaN the bonus is no token (see `greedy_token`): it is left out,
     and the row is finished.
     """
-    rows = jnp.arange(state.length.shape[0])
     slot = jnp.arange(state.block.tokens.shape[1])
     drafts = jnp.roll(state.block.tokens, -1, axis=1)  # draft j + 1 in slot j
     a = verdict.num_accepted[:, None]
@@ -263,7 +263,7 @@ def emit(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> Decode
     column = jnp.where(slot < count[:, None], column, size)
     return dataclasses.replace(
         state,
-        tokens=state.tokens.at[rows[:, None], column].set(emitted, mode="drop"),
+        tokens=put_columns(state.tokens, column, emitted),
         num_emitted=num_emitted,
         finish_reason=jnp.where(state.active, finished, state.finish_reason),
     )
@@ -409,19 +409,18 @@ def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict)
 def _log(state: DecodeState, verdict: Verdict) -> DecodeState:
     """Counts the step and notes its a + 1 and v, and how good its drafts were."""
     block = state.block
-    rows = jnp.arange(state.length.shape[0])
     # A row that is finished writes behind the last entry, and mode="drop" discards it.
-    entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])
+    entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])[:, None]
     return dataclasses.replace(
         state,
         num_steps=state.num_steps + state.active,
         record=note_verdict(
             state.record, block.survival, block.verify_length, verdict.num_accepted
         ),
-        acceptance_lengths=state.acceptance_lengths.at[rows, entry].set(
-            verdict.num_accepted + 1, mode="drop"
+        acceptance_lengths=put_columns(
+            state.acceptance_lengths, entry, verdict.num_accepted[:, None] + 1
         ),
-        verify_lengths=state.verify_lengths.at[rows, entry].set(block.verify_length, mode="drop"),
+        verify_lengths=put_columns(state.verify_lengths, entry, block.verify_length[:, None]),
     )
 
 

@@ -19,7 +19,7 @@ from flexdraft_jax.models.cache import Cache, KeysValues
 from flexdraft_jax.models.draft import Draft, DraftModel
 from flexdraft_jax.models.layers import Part, attend, rope_tables
 from flexdraft_jax.models.target import DecoderLayer, Params, Target, TargetModel
-from flexdraft_jax.parallel.mesh import pin_rows
+from flexdraft_jax.parallel.mesh import constrain_rows
 
 
 class CleanPass(NamedTuple):
@@ -65,7 +65,7 @@ class FlexDraft(nn.Module):
         config: the target's.
         draft_config: None where no draft is needed; then only `clean_pass` and the heads work.
         dtype: of the weights and hidden states.
-        mesh: that rows are spread over; None is one device.
+        mesh: that rows are spread over; None says nothing of where hidden states lie.
     """
 
     config: TargetConfig
@@ -92,15 +92,16 @@ class FlexDraft(nn.Module):
         """
         positions = length[:, None] + jnp.arange(tokens.shape[1])
         rope = rope_tables(self.config, positions)
-        x = self._embed(tokens)  # [B, T, E]
+        x = self._lay(self.target.embed(tokens))  # [B, T, E]
         fresh = []
         for index, layer in enumerate(self.target.layers):
             prefix = self._prefix(cache, index, length, positions)
             x, layer_fresh = layer(
                 x, rope, masks.block_mask(tokens.shape[1], layer.window), [prefix]
             )
+            x = self._lay(x)
             fresh.append(layer_fresh)
-        return CleanPass(self._final_norm(x), tuple(fresh))
+        return CleanPass(self._lay(self.target.final_norm(x)), tuple(fresh))
 
     def draft_pass(self, length: jax.Array, block_size: int, cache: Cache) -> jax.Array:
         """One mask group right behind the cache, through the draft layers only.
@@ -121,8 +122,8 @@ class FlexDraft(nn.Module):
             prefix = self._prefix(cache, index, length, positions)
             group_mask = masks.own_group_mask(block_size, layer.window)
             values = attend(queries, [prefix, Part(group, group_mask)])
-            m = layer.feed_forward(m + pin_rows(own.output(values), self.mesh))
-        return self._final_norm(m)
+            m = self._lay(layer.feed_forward(m + own.output(values)))
+        return self._lay(self.target.final_norm(m))
 
     def parallel_pass(
         self,
@@ -151,13 +152,14 @@ class FlexDraft(nn.Module):
         rope = rope_tables(self.config, positions)
         group_rope = rope_tables(self.config, group_positions)
 
-        x = self._embed(tokens)  # [B, C, E]
+        x = self._lay(self.target.embed(tokens))  # [B, C, E]
         fresh = []
         for index, layer in enumerate(self.target.layers[: self.split]):
             prefix = self._prefix(cache, index, length, positions)
             x, layer_fresh = layer(
                 x, rope, masks.block_mask(num_candidates, layer.window), [prefix]
             )
+            x = self._lay(x)
             fresh.append(layer_fresh)
 
         # From here on candidates and mask tokens lie side by side: one matmul for both wherever
@@ -187,9 +189,9 @@ class FlexDraft(nn.Module):
                 ],
             )
             attended = [layer.attention.output(values), own.output(group_values)]
-            both = layer.feed_forward(both + pin_rows(jnp.concatenate(attended, axis=1), self.mesh))
+            both = self._lay(layer.feed_forward(both + jnp.concatenate(attended, axis=1)))
             fresh.append(layer_fresh)
-        both = self._final_norm(both)
+        both = self._lay(self.target.final_norm(both))
         groups_hidden = both[:, num_candidates:].reshape(batch, num_groups, block_size, -1)
         return ParallelPass(CleanPass(both[:, :num_candidates], tuple(fresh)), groups_hidden)
 
@@ -273,8 +275,8 @@ class FlexDraft(nn.Module):
         Returns:
             [B, ..., V] float32.
         """
-        hidden = pin_rows(hidden, self.mesh)
-        bonus_embedding = jnp.broadcast_to(self._embed(bonus), hidden.shape)
+        bonus_embedding = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
+        bonus_embedding, hidden = self._lay(bonus_embedding), self._lay(hidden)
         return self.target.logits(hidden) + self.draft.calibration(bonus_embedding, hidden)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
@@ -295,7 +297,11 @@ class FlexDraft(nn.Module):
 
     def _mask_tokens(self, batch: int, num_tokens: int) -> jax.Array:
         shape = (batch, num_tokens, self.config.hidden_size)
-        return jnp.broadcast_to(self.draft.mask_embedding, shape)
+        return self._lay(jnp.broadcast_to(self.draft.mask_embedding, shape))
+
+    def _lay(self, x: jax.Array) -> jax.Array:
+        """Hidden states [B, ..., E] where their rows are."""
+        return constrain_rows(x, self.mesh)
 
 
 def flexdraft_model(target: Target, draft: Draft | None, mesh: Mesh | None = None) -> FlexDraft:

@@ -197,19 +197,14 @@ def constrain(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetCon
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, logical_axes, tree, config))
 
 
-def pin_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Says within a compiled program that hidden states [B, ...] are spread by rows alone.
+def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Within a compiled program: [B, ...] has its rows spread and is whole else.
 
-    Left to itself, XLA spreads their width as some weight's is, and sends them around in each
-    layer. Rows that do not divide are whole on every device.
-
-    Args:
-        x: the array.
-        mesh: None says nothing.
+    Rows that do not divide, as those that read their prompts while others decode, are everywhere.
     """
     if mesh is None:
         return x
-    rows = None if x.shape[0] % row_devices(mesh) else RULES["batch"]
+    rows = RULES["batch"] if x.shape[0] % row_devices(mesh) == 0 else None
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(rows)))
 
 
