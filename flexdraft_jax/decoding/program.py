@@ -65,7 +65,7 @@ def choose_program(
     else:
         variants = fixed_variants(schedule, block_size, verify_all)
     program = DecodeProgram(
-        model=flexdraft_model(target, draft, mesh),
+        model=flexdraft_model(target, draft),
         block_size=block_size,
         pruning_strategy=pruning_strategy,
         sampling=sampling,

@@ -75,7 +75,7 @@ class FlexDraft(nn.Module):
 
     def setup(self) -> None:
         """Declares the parameters."""
-        self.target = TargetModel(self.config, self.dtype, self.mesh)
+        self.target = TargetModel(self.config, self.dtype)
         if self.draft_config is not None:
             self.draft = DraftModel(self.config, self.draft_config, self.dtype)
             self.split = self.config.num_layers - self.draft_config.num_draft_layers
@@ -206,13 +206,14 @@ class FlexDraft(nn.Module):
             segment_ids: [B, T], which document a token belongs to.
         """
         rope = rope_tables(self.config, positions)
-        x = self._embed(tokens)
+        x = self._lay(self.target.embed(tokens))
         fresh = []
         for layer in self.target.layers:
             mask = masks.segment_mask(segment_ids, positions, layer.window)
             x, layer_fresh = layer(x, rope, mask)
+            x = self._lay(x)
             fresh.append(layer_fresh)
-        constants = PackedPass(self._final_norm(x), tuple(fresh[self.split :]))
+        constants = PackedPass(self._lay(self.target.final_norm(x)), tuple(fresh[self.split :]))
         return jax.lax.stop_gradient(constants)
 
     def packed_draft_pass(
@@ -252,14 +253,15 @@ class FlexDraft(nn.Module):
                 queries,
                 [Part(clean.fresh[d], anchor_mask), Part(groups, group_mask, num_anchors)],
             )
-            return layer.feed_forward(m + pin_rows(own.output(values), model.mesh))
+            return model._lay(layer.feed_forward(m + own.output(values)))
 
         if remat:
             layer_pass = nn.remat(layer_pass, static_argnums=(1,))
         m = self._mask_tokens(batch, num_anchors * block_size)  # [B, A * n, E]
         for d in range(len(clean.fresh)):
             m = layer_pass(self, d, m)
-        return self._final_norm(m).reshape(batch, num_anchors, block_size, -1)
+        m = self._lay(self.target.final_norm(m))
+        return m.reshape(batch, num_anchors, block_size, -1)
 
     def target_logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states of clean tokens [..., E] -> [..., V] float32."""
@@ -275,15 +277,9 @@ class FlexDraft(nn.Module):
         Returns:
             [B, ..., V] float32.
         """
-        bonus_embedding = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
-        bonus_embedding, hidden = self._lay(bonus_embedding), self._lay(hidden)
+        hidden = self._lay(hidden)
+        bonus_embedding = jnp.broadcast_to(self._lay(self.target.embed(bonus)), hidden.shape)
         return self.target.logits(hidden) + self.draft.calibration(bonus_embedding, hidden)
-
-    def _embed(self, tokens: jax.Array) -> jax.Array:
-        return pin_rows(self.target.embed(tokens), self.mesh)
-
-    def _final_norm(self, x: jax.Array) -> jax.Array:
-        return pin_rows(self.target.final_norm(x), self.mesh)
 
     def _draft_layers(self) -> list[tuple[int, DecoderLayer]]:
         """(index, layer) of the target's last D layers."""
@@ -304,9 +300,9 @@ class FlexDraft(nn.Module):
         return constrain_rows(x, self.mesh)
 
 
-def flexdraft_model(target: Target, draft: Draft | None, mesh: Mesh | None = None) -> FlexDraft:
-    """The module for a target and its draft (or none), on the mesh that they lie on."""
-    return FlexDraft(target.config, None if draft is None else draft.config, target.dtype, mesh)
+def flexdraft_model(target: Target, draft: Draft | None) -> FlexDraft:
+    """The module for a target and its draft (or none)."""
+    return FlexDraft(target.config, None if draft is None else draft.config, target.dtype)
 
 
 def flexdraft_variables(target: Target, draft: Draft | None) -> dict[str, Params]:

@@ -27,7 +27,7 @@ from flexdraft_jax.models.layers import (
     rope_tables,
     weight,
 )
-from flexdraft_jax.parallel.mesh import pin_rows, put, shardings
+from flexdraft_jax.parallel.mesh import put, shardings
 
 Params = dict[str, Any]
 
@@ -38,7 +38,6 @@ class DecoderLayer(nn.Module):
     config: TargetConfig
     window: int | None
     dtype: DTypeLike = jnp.float32
-    mesh: Mesh | None = None
 
     def setup(self) -> None:
         """Declares the parameters."""
@@ -64,11 +63,11 @@ class DecoderLayer(nn.Module):
         """
         queries, fresh = self.attention.qkv(self.input_norm(x), rope)
         values = attend(queries, [*prefix, Part(fresh, mask)])
-        return self.feed_forward(x + pin_rows(self.attention.output(values), self.mesh)), fresh
+        return self.feed_forward(x + self.attention.output(values)), fresh
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """The half of the layer behind attention: x [B, T, E] -> [B, T, E]."""
-        return x + pin_rows(self.mlp(self.post_attention_norm(x)), self.mesh)
+        return x + self.mlp(self.post_attention_norm(x))
 
 
 class TargetModel(nn.Module):
@@ -76,13 +75,12 @@ class TargetModel(nn.Module):
 
     config: TargetConfig
     dtype: DTypeLike = jnp.float32
-    mesh: Mesh | None = None
 
     def setup(self) -> None:
         """Declares the parameters."""
         c = self.config
         self.embed = Embedding(c.vocab_size, c.hidden_size, self.dtype)
-        self.layers = [DecoderLayer(c, window, self.dtype, self.mesh) for window in c.layer_windows]
+        self.layers = [DecoderLayer(c, window, self.dtype) for window in c.layer_windows]
         self.final_norm = RMSNorm(c.rms_norm_eps, "embed", self.dtype)
         if not c.tie_word_embeddings:
             self.lm_head = Linear(c.vocab_size, ("embed", "vocab"), dtype=self.dtype)

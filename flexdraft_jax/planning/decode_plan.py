@@ -143,7 +143,7 @@ def lower_step(case: DecodeCase, step: DecodeStep) -> tuple[Lowered, dict[str, A
         params["draft"] = abstract(shapes, shardings(mesh, axes, shapes, config))
     state = abstract_state(case, step.batch_size, block_size)
     program = DecodeProgram(
-        model=FlexDraft(config, None if plain else case.draft, dtype, mesh),
+        model=FlexDraft(config, None if plain else case.draft, dtype),
         block_size=block_size,
         pruning_strategy="cumulative_product",
         sampling="greedy",
