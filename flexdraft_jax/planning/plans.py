@@ -86,7 +86,7 @@ class TrainPlan:
 class Kept:
     """Compiled programs in a JSON file, so that a plan may be stopped and goes on."""
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
         """Reads the file, if it is there; None keeps nothing."""
         self._path = None if path is None else Path(path)
         self._entries: dict[str, Any] = {}

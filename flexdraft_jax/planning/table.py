@@ -84,7 +84,7 @@ def train_table(path: str, progress: Progress = silent) -> Table:
                 plan.mesh,
                 "yes" if program.compiled.fits else "no",
                 f"{program.compiled.memory.total / GIB:.1f}",
-                f"{program.milliseconds[of.generation]:.0f}",
+                f"{program.milliseconds[of.generation]:.0f}" if program.compiled.fits else "-",
             )
         )
     return Table(
@@ -100,8 +100,11 @@ def _decode_row(plan: DecodePlan, report: PlanReport) -> tuple[str, ...]:
     of = parse_slice(plan.topology)
     chip, tau = of.generation, _TAU
     programs = {program.compiled.name: program for program in report.programs}
-    times = [f"{programs[name].milliseconds[chip]:.2f}" for name in _PROGRAMS]
-    fastest = max(p.speedup[chip][tau] for p in report.programs if p.speedup)
+    times = [
+        f"{programs[name].milliseconds[chip]:.2f}" if programs[name].compiled.fits else "-"
+        for name in _PROGRAMS
+    ]
+    fitting = [p.speedup[chip][tau] for p in report.programs if p.speedup and p.compiled.fits]
     largest = max(program.compiled.memory.total for program in report.programs)
     return (
         plan.target,
@@ -110,5 +113,5 @@ def _decode_row(plan: DecodePlan, report: PlanReport) -> tuple[str, ...]:
         "yes" if report.fits else "no",
         f"{largest / GIB:.1f}",
         *times,
-        f"{fastest:.2f}",
+        f"{max(fitting):.2f}" if fitting else "-",
     )
