@@ -42,9 +42,8 @@ def train_plans() -> Iterator[TrainPlan]:
             yield TrainPlan(target, topology, mesh, config)
 
 
-def decode_table(path: str, progress: Progress = silent) -> Table:
-    """Compiles what the file does not hold yet, keeps it there, and makes the table."""
-    kept = Kept(path)
+def decode_table(kept: Kept, progress: Progress = silent) -> Table:
+    """Compiles what is not kept yet, and makes the table."""
     rows = [
         _decode_row(plan, plan_decode(plan, _PROGRAMS, progress=progress, kept=kept)[0])
         for plan in decode_plans()
@@ -70,9 +69,8 @@ def decode_table(path: str, progress: Progress = silent) -> Table:
     )
 
 
-def train_table(path: str, progress: Progress = silent) -> Table:
+def train_table(kept: Kept, progress: Progress = silent) -> Table:
     """The same of training."""
-    kept = Kept(path)
     rows = []
     for plan in train_plans():
         report = plan_train(plan, progress, kept)
