@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from flexdraft_jax.evaluation.benchmark import (
-    RANDOM_TARGETS,
     BenchmarkSettings,
     benchmark_models,
     benchmark_random,
 )
 from flexdraft_jax.evaluation.decode_speed import plot_throughput
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, integers, load_models
+from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
+from flexdraft_jax.parallel.mesh import parse_mesh
 
 _DEFAULT = BenchmarkSettings()
 
@@ -35,12 +36,17 @@ _TARGET = flags.DEFINE_string(
 )
 _DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Spread the weights over devices, as in data=2,tensor=4; one device if left out."
+)
 _RANDOM_TARGET = flags.DEFINE_enum(
     "random_target",
     None,
     list(RANDOM_TARGETS),
     "Measure a target of this size with random weights.",
 )
+flags.mark_flags_as_mutual_exclusive(["random_target", "target"])
+flags.mark_flags_as_mutual_exclusive(["random_target", "draft"])
 _SCHEDULES = flags.DEFINE_list(
     "schedules", list(_DEFAULT.schedules), "Beside ar, which is always measured."
 )
@@ -88,8 +94,8 @@ def main(argv: Sequence[str]) -> None:
             check_output(path)
         settings = BenchmarkSettings(
             schedules=tuple(_SCHEDULES.value),
-            batch_sizes=tuple(map(int, _BATCH_SIZES.value)),
-            block_sizes=tuple(map(int, _BLOCK_SIZES.value)),
+            batch_sizes=integers("batch_sizes", _BATCH_SIZES.value),
+            block_sizes=integers("block_sizes", _BLOCK_SIZES.value, smallest=2),
             confidence_threshold=_CONFIDENCE_THRESHOLD.value,
             num_prompts=_NUM_PROMPTS.value,
             max_new_tokens=_MAX_NEW_TOKENS.value,
@@ -97,9 +103,10 @@ def main(argv: Sequence[str]) -> None:
             forced_acceptance=_FORCED_ACCEPTANCE.value,
         )
         if _RANDOM_TARGET.value:
-            report = benchmark_random(_RANDOM_TARGET.value, settings, progress)
+            report = benchmark_random(_RANDOM_TARGET.value, settings, progress, _DTYPE.value)
         else:
-            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+            mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
+            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
             report = benchmark_models(models, settings, progress)
     for table in report.tables():
         console.print(table.to_rich())

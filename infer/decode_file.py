@@ -4,6 +4,11 @@
     python infer/decode_file.py --input prompts.jsonl --output answers.jsonl \
         --target path/to/target --draft path/to/draft --dtype bfloat16 --plot answers.png
 
+On a TPU pod, the same command with --pod on every host, and files that all of them see. On other
+machines, with JAX_COORDINATOR_ADDRESS=host:port of the first one, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID set. Each host answers its share of the lines with its own devices; --mesh spreads
+weights and rows over these.
+
 A line holds a `prompt`, `messages` or `token_ids`, and may have an `id` and settings of its own:
 see flexdraft_jax/evaluation/request_lines.py.
 """
@@ -11,17 +16,21 @@ see flexdraft_jax/evaluation/request_lines.py.
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import app, flags
 
 from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
 from flexdraft_jax.decoding.steps import SCHEDULES
-from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
+from flexdraft_jax.evaluation.decode_file import stats_path
 from flexdraft_jax.evaluation.file_stats import plot_summary
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.evaluation.parts import decode_together
 from flexdraft_jax.evaluation.request_lines import LineSettings
+from flexdraft_jax.parallel import processes
+from flexdraft_jax.parallel.mesh import parse_mesh
 
 _DEFAULT = LineSettings()
 
@@ -32,7 +41,10 @@ _TARGET = flags.DEFINE_string(
 )
 _DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows decoded together.")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Spread the weights over devices, as in data=2,tensor=4; one device if left out."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows decoded together by a host.")
 _SCHEDULE = flags.DEFINE_enum("schedule", "flex", SCHEDULES, "Only the speed depends on it.")
 _BLOCK_SIZE = flags.DEFINE_integer(
     "block_size", None, "Tokens of a candidate block; the draft's own if None."
@@ -60,6 +72,7 @@ _RAW = flags.DEFINE_bool("raw", False, "Take prompts as they are, without the ch
 _TEMPLATE_KWARGS = flags.DEFINE_string(
     "template_kwargs", "{}", "Variables of the chat template, as a JSON object."
 )
+_POD = flags.DEFINE_bool("pod", False, "Join the other hosts of a TPU pod.")
 _PLOT = flags.DEFINE_string("plot", None, "Draw acceptance and tau of all lines into this PNG.")
 
 
@@ -69,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     console = make_console(stderr=True)
     with bad_input_exits():
+        processes.initialize(pod=_POD.value)
         check_output(_PLOT.value)
         settings = LineSettings(
             max_new_tokens=_MAX_NEW_TOKENS.value,
@@ -81,7 +95,8 @@ def main(argv: Sequence[str]) -> None:
             raw=_RAW.value,
             template_kwargs=parse_template_kwargs(_TEMPLATE_KWARGS.value),
         )
-        models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+        mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build(jax.local_devices())
+        models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
         engine = DecodeEngine(
             models.target,
             models.draft,
@@ -92,7 +107,9 @@ def main(argv: Sequence[str]) -> None:
             max_length=_MAX_LENGTH.value,
             progress=console.print,
         )
-        summary = decode_file(_INPUT.value, _OUTPUT.value, models, engine, settings, console)
+        summary = decode_together(_INPUT.value, _OUTPUT.value, models, engine, settings, console)
+    if not processes.is_main():
+        return
     note = f"Answers in {_OUTPUT.value}, their timing in {stats_path(Path(_OUTPUT.value))}"
     make_console().print(summary.to_table("Answered", note).to_rich())
     if _PLOT.value:

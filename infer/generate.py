@@ -2,6 +2,7 @@
 
     python infer/generate.py --prompt "Mia has 6 stamps and buys 9 more. How many has she now?"
     echo "..." | python infer/generate.py --target DIR --draft DIR --compare
+    python infer/generate.py --target DIR --draft DIR --mesh tensor=8 --prompt "..."
 
 The text goes to standard output, everything about it to standard error.
 """
@@ -22,6 +23,8 @@ from flexdraft_jax.evaluation.generation import (
 )
 from flexdraft_jax.evaluation.highlight import Highlighter, make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
+from flexdraft_jax.parallel import processes
+from flexdraft_jax.parallel.mesh import parse_mesh
 
 _DEFAULT = GenerationSettings()
 
@@ -30,6 +33,10 @@ _TARGET = flags.DEFINE_string(
 )
 _DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Spread the weights over devices, as in data=2,tensor=4; one device if left out."
+)
+_POD = flags.DEFINE_bool("pod", False, "Join the other hosts of a TPU pod.")
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt; read from standard input if left out.")
 _RAW = flags.DEFINE_bool("raw", False, "Take the prompt as it is, without the chat template.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
@@ -94,6 +101,7 @@ def main(argv: Sequence[str]) -> None:
         sampling=_SAMPLING.value,
     )
     with bad_input_exits():
+        processes.initialize(pod=_POD.value)
         if _COMPARE.value and _SCHEDULE.value == "ar":
             raise ValueError("--compare needs another schedule than ar, which is plain decoding")
         if _COMPARE.value and settings.temperature > 0 and settings.sampling == "rejection":
@@ -101,13 +109,16 @@ def main(argv: Sequence[str]) -> None:
                 "--compare needs --sampling=coupled: rejection gives tokens of the same law as "
                 "plain decoding, and not the same tokens"
             )
-        text = _read_prompt() if _PROMPT.value is None else _PROMPT.value
-        models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+        # On several hosts all decode the same prompt together, and the first one shows it.
+        text = processes.gather(_read_prompt() if processes.is_main() else "")[0]
+        mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
+        models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
         prompt = encode_prompt(models, text, raw=_RAW.value)
-        highlighter = Highlighter(make_console(), enabled=_HIGHLIGHT.value)
+        quiet = not processes.is_main()
+        highlighter = Highlighter(make_console(quiet=quiet), enabled=_HIGHLIGHT.value)
         answer = answer_live(models, prompt, settings, highlighter.write)
     highlighter.close()
-    report = make_console(stderr=True)
+    report = make_console(stderr=True, quiet=quiet)
     report.print(answer.describe(), markup=False)
     if _COMPARE.value:
         report.print("\nPlain decoding:")
@@ -120,7 +131,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _read_prompt() -> str:
-    """Standard input, without the line break that ends it."""
+    """The flag, or standard input without the line break that ends it."""
+    if _PROMPT.value is not None:
+        return _PROMPT.value
     if sys.stdin.isatty():
         print("Type a prompt; Ctrl-D ends it.", file=sys.stderr)
     return sys.stdin.read().removesuffix("\n")

@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
     with bad_input_exits():
         check_output(_JSON.value)
         check_output(_MARKDOWN.value)
+        prompts = {domain: default_prompts(domain, _NUM_PROMPTS.value) for domain in DOMAINS}
         models = load_models(_TARGET.value, _DRAFT.value)
         rows = [
             measure_acceptance(
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
                 models.draft,
                 [
                     encode_turn(models.tokenizer, prompt.prompt, None).tokens
-                    for prompt in default_prompts(domain)[: _NUM_PROMPTS.value]
+                    for prompt in prompts[domain]
                 ],
                 domain=domain,
                 temperature=temperature,

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from flexdraft_jax.decoding.costs import Profile, load_profile, profile_path, save_profile
-from flexdraft_jax.evaluation.benchmark import RANDOM_TARGETS, describe_size, random_models
+from flexdraft_jax.evaluation.benchmark import describe_size
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, integers, load_models
+from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS, random_models
 from flexdraft_jax.evaluation.step_costs import costs_table, measure_costs
 
 _TARGET = flags.DEFINE_string(
@@ -30,13 +31,15 @@ _RANDOM_TARGET = flags.DEFINE_enum(
     list(RANDOM_TARGETS),
     "Measure a target of this size with random weights.",
 )
+flags.mark_flags_as_mutual_exclusive(["random_target", "target"])
+flags.mark_flags_as_mutual_exclusive(["random_target", "draft"])
 _BLOCK_SIZES = flags.DEFINE_list("block_sizes", [], "n; the draft's own if left out.")
 _BATCH_SIZES = flags.DEFINE_list(
     "batch_sizes", ["1", "2", "4", "8", "16", "32"], "Rows decoded together."
 )
 _NUM_SLOTS = flags.DEFINE_list("num_slots", ["256"], "Sizes of the cache.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Steps in one timed call.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Of every measurement, interleaved.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Steps in one timed call.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Of every measurement, interleaved.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Write this file instead of the one that decoding finds by itself."
 )
@@ -53,10 +56,13 @@ def main(argv: Sequence[str]) -> None:
 
     with bad_input_exits():
         check_output(_OUTPUT.value)
-        block_sizes = [int(n) for n in _BLOCK_SIZES.value]
+        block_sizes = _BLOCK_SIZES.value and integers("block_sizes", _BLOCK_SIZES.value, smallest=2)
+        batch_sizes = integers("batch_sizes", _BATCH_SIZES.value)
+        slot_counts = integers("num_slots", _NUM_SLOTS.value)
         if _RANDOM_TARGET.value:
             name = f"random weights {_RANDOM_TARGET.value}"
-            target, draft = random_models(_RANDOM_TARGET.value, (block_sizes or [8])[0])
+            n = block_sizes[0] if block_sizes else 8
+            target, draft = random_models(_RANDOM_TARGET.value, n, _DTYPE.value)
         else:
             models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
             if models.draft is None:
@@ -76,8 +82,8 @@ def main(argv: Sequence[str]) -> None:
             target,
             draft,
             block_sizes=block_sizes or [draft.config.block_size],
-            batch_sizes=[int(size) for size in _BATCH_SIZES.value],
-            slot_counts=[int(size) for size in _NUM_SLOTS.value],
+            batch_sizes=batch_sizes,
+            slot_counts=slot_counts,
             num_steps=_NUM_STEPS.value,
             repeats=_REPEATS.value,
             progress=progress,

@@ -50,17 +50,14 @@ def main(argv: Sequence[str]) -> None:
     with bad_input_exits():
         check_output(_JSON.value)
         check_output(_MARKDOWN.value)
-        prompts = {domain: default_prompts(domain) for domain in DOMAINS}
-        shipped = min(map(len, prompts.values()))
-        if not 1 <= _NUM_PROMPTS.value <= shipped:
-            raise ValueError(f"num_prompts={_NUM_PROMPTS.value}: must be between 1 and {shipped}")
+        prompts = {domain: default_prompts(domain, _NUM_PROMPTS.value) for domain in DOMAINS}
         models = load_models(_TARGET.value, _DRAFT.value)
         reports = [
             evaluate_prompts(
                 models.target,
                 models.draft,
                 models.tokenizer,
-                prompts[domain][: _NUM_PROMPTS.value],
+                prompts[domain],
                 schedule=_SCHEDULE.value,
                 block_size=_BLOCK_SIZE.value,
                 confidence_threshold=_CONFIDENCE_THRESHOLD.value,

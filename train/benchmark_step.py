@@ -19,9 +19,9 @@ from absl import app, flags
 
 from flexdraft_jax.checkpoints.hf import load_target
 from flexdraft_jax.config import DraftConfig
-from flexdraft_jax.evaluation.benchmark import RANDOM_TARGETS
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
+from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
 from flexdraft_jax.models.target import Target, init_target
 from flexdraft_jax.training.config import DraftStepConfig
 from flexdraft_jax.training.step_benchmark import StepBenchmarkSettings, benchmark_step

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,10 +135,20 @@ class SafetensorsDirectory:
 
 def existing_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
     """`directory` as a path; ValueError if there is none."""
+    require_local(directory)
     path = pathlib.Path(directory)
     if not path.is_dir():
         raise ValueError(f"directory={str(directory)!r}: there is no such directory")
     return path
+
+
+def require_local(path: str | os.PathLike[str]) -> None:
+    """ValueError if the path is a URL, which would become a folder named "gs:"."""
+    if re.match(r"[a-z0-9]{2,}:/", os.fspath(path)):
+        raise ValueError(
+            f"{os.fspath(path)}: must be a path of the file system; mount the bucket (gs://: "
+            "gcsfuse --implicit-dirs BUCKET DIRECTORY), on every host"
+        )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     """
     with open(path, "rb") as file:
         number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
+        while line := file.readline(MAX_LINE_BYTES + 1 + len(_BYTE_ORDER_MARK)):
             number += 1
             if number == 1:
                 line = line.removeprefix(_BYTE_ORDER_MARK)

@@ -12,8 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from flexdraft_jax.checkpoints.safetensors import require_local
 from flexdraft_jax.models.target import Target
 
+# Settings that are recorded as hashes, and what it means that one is another.
+_IN_WORDS = {
+    "input": "the input has other content",
+    "target": "the target is another one",
+    "tokenizer": "the tokenizer or its chat template is another one",
+}
 _PROBE = "What is 2 + 2?\n\té 水 🙂  <|x|> don't DON'T 1234567.89"
 
 
@@ -53,7 +60,10 @@ def check_recorded(path: Path, settings: dict[str, Any]) -> None:
     if different:
         raise ValueError(
             f"{path} belongs to something else: "
-            + "; ".join(f"{name} was {before.get(name)}, is {settings[name]}" for name in different)
+            + "; ".join(
+                _IN_WORDS.get(name, f"{name} was {before.get(name)}, is {settings[name]}")
+                for name in different
+            )
             + "; choose another output, or remove all that this one has left"
         )
 
@@ -69,13 +79,14 @@ def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] =
     Raises:
       ValueError: the file was begun with other settings, or is some other file.
     """
+    require_local(output)
     recorded = output.with_name(f"{output.name}.settings.json")
     # Asked in this order, as another process may begin just now: with its settings.
-    begun = output.exists() or bool(parts)
+    begun = [path for path in (output, *parts) if path.exists()]
     if begun and not recorded.exists():
         raise ValueError(
-            f"output={os.fspath(output)!r}: there is another file of that name, or work begun with "
-            "settings that nobody knows"
+            f"{begun[0]}: there is another file of that name, or work begun with settings that "
+            "nobody knows"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     check_recorded(recorded, settings)

@@ -69,14 +69,20 @@ def held_out_prompts(domain: Domain, count: int) -> list[HeldOutPrompt]:
     return [HeldOutPrompt("code", task.prompt, task.response) for task in tasks[:count]]
 
 
-def default_prompts(domain: Domain) -> list[HeldOutPrompt]:
-    """Returns the shipped held-out prompts of one domain.
+def default_prompts(domain: Domain, num_prompts: int | None = None) -> list[HeldOutPrompt]:
+    """Returns the shipped held-out prompts of one domain; the first of them, or all if None.
 
     Raises:
-      ValueError: if `domain` is unknown.
+      ValueError: if `domain` is unknown, or there are fewer than `num_prompts`.
     """
     check_domain(domain)
-    return [prompt for prompt in read_prompts(DEFAULT_PROMPTS) if prompt.domain == domain]
+    prompts = [prompt for prompt in read_prompts(DEFAULT_PROMPTS) if prompt.domain == domain]
+    if num_prompts is not None and not 1 <= num_prompts <= len(prompts):
+        raise ValueError(
+            f"num_prompts={num_prompts}: must be between 1 and {len(prompts)}, the held-out "
+            f"{domain} prompts there are"
+        )
+    return prompts[:num_prompts]
 
 
 def write_prompts(path: str | os.PathLike[str], prompts: Iterable[HeldOutPrompt]) -> None:

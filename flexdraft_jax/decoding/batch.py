@@ -12,11 +12,11 @@ from flexdraft_jax.decoding.costs import CostModel, Profile
 from flexdraft_jax.decoding.flex import FlexCosts
 from flexdraft_jax.decoding.loop import admit, first_state, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
-from flexdraft_jax.decoding.program import choose_program, program_for
+from flexdraft_jax.decoding.program import choose_program, groups_at, program_for
 from flexdraft_jax.decoding.requests import Request, check_settings
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.decoding.sharing import check_mesh, fill_up
-from flexdraft_jax.decoding.sizes import Sizes, bucket, sizes_for, slot_bucket
+from flexdraft_jax.decoding.sizes import Sizes, bucket, prompt_chunk, sizes_for, slot_bucket
 from flexdraft_jax.decoding.state import RUNNING, DecodeState, resize, resized_shapes
 from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.models.draft import Draft
@@ -67,7 +67,8 @@ class Decoding:
         variables: target and draft parameters.
         state: donated to, and replaced by, every call.
         sizes: that it was begun with.
-        sampling: "coupled" or "rejection", once there are rows with a temperature.
+        drawing: the program's sampling once there are rows with a temperature: "coupled" or
+            "rejection".
         cost_model: what flex chooses by; None where a fixed schedule leaves no choice.
         refilled: whether rows that end make place for others.
         wanted: first row whose answer is given out, and the one behind the last; the others fill
@@ -78,9 +79,9 @@ class Decoding:
     variables: Variables
     state: DecodeState
     sizes: Sizes
-    sampling: str
+    drawing: str
     cost_model: CostModel | None
-    refilled: bool = False
+    refilled: bool
     wanted: tuple[int, int | None] = (0, None)
 
     @property
@@ -126,7 +127,7 @@ class Decoding:
             requests: of all B rows; those of other rows that read or run are what they were.
         """
         num_rows, num_stops = self.state.stop_token_ids.shape
-        self.program = program_for(self.program, requests, self.sampling)
+        self.program = program_for(self.program, requests, self.drawing)
         self.state = admit(
             self.program.model.config,
             self.program.block_size,
@@ -295,7 +296,7 @@ def start(
     """
     block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
     draft = None if schedule == "ar" else draft
-    sizes = sizes or sizes_for(requests, block_size)
+    given, sizes = sizes, sizes or sizes_for(requests, block_size)
     mesh = check_mesh(target, draft)
     rows = fill_up(requests, mesh)
     program, cost_model = choose_program(
@@ -312,12 +313,16 @@ def start(
         verify_all=all(r.confidence_threshold == 0 for r in requests),
     )
     program = dataclasses.replace(program, forced_acceptance=forced_acceptance)
-    work = Work(
-        block_size=block_size,
-        num_groups=program.num_groups,
-        chunk=sizes.prompt,
-        draws=any(r.temperature > 0 for r in requests),
-    )
+    longest = max(len(r.prompt) for r in requests)
+
+    def work(batch_size: int) -> Work:
+        return Work(
+            block_size=block_size,
+            num_groups=groups_at(program, cost_model, batch_size, sizes.slots),
+            chunk=given.prompt if given else prompt_chunk(longest, batch_size),
+            draws=any(r.temperature > 0 for r in requests),
+        )
+
     check_memory(target, draft, work, len(rows), sizes.max_slots)
     decoding = begin(target, draft, program, rows, sizes, cost_model)
     decoding.wanted = (0, len(requests)) if wanted is None else wanted
@@ -332,6 +337,7 @@ def begin(
     requests: Sequence[Request],
     sizes: Sizes,
     cost_model: CostModel | None,
+    refilled: bool = False,
 ) -> Decoding:
     """A batch of checked requests of which nothing is read yet.
 
@@ -341,13 +347,14 @@ def begin(
         program: with the sampling of rows that have a temperature.
         requests: one per row, so many that they divide among the devices that rows lie on.
         sizes: to compile for.
-        cost_model: see `Decoding`.
+        cost_model: see `Decoding`, like the next.
+        refilled: whether rows that end make place for others.
     """
     state = first_state(program, sizes.slots, target.dtype, row_settings(requests))
-    sampling = program.sampling
-    program = program_for(dataclasses.replace(program, sampling="greedy"), requests, sampling)
+    drawing = program.sampling
+    program = program_for(dataclasses.replace(program, sampling="greedy"), requests, drawing)
     variables = flexdraft_variables(target, draft)
-    return Decoding(program, variables, state, sizes, sampling, cost_model)
+    return Decoding(program, variables, state, sizes, drawing, cost_model, refilled)
 
 
 def row_settings(requests: Sequence[Request], num_stops: int = 4) -> dict[str, Any]:

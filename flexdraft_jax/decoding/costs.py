@@ -152,19 +152,27 @@ def find_profile(
     draft: DraftConfig,
     dtype: DTypeLike,
     profile: Profile | str | os.PathLike[str] | None,
+    block_size: int,
 ) -> Profile | None:
     """The profile that a caller gave or named; else the one in its usual place, if there is one.
 
     Raises:
-        ValueError: a file that is no profile, or is not there though it was named.
+        ValueError: a file that is no profile; or one that was named and is not there, or has no
+            costs of this block size.
         TypeError: neither a profile nor a path.
     """
-    if isinstance(profile, Profile):
-        return profile
     if profile is not None:
-        if not isinstance(profile, str | os.PathLike):
+        if not isinstance(profile, Profile | str | os.PathLike):
             raise TypeError(f"profile={profile!r}: must be a Profile, a path or None")
-        return load_profile(profile)
+        given = profile if isinstance(profile, Profile) else load_profile(profile)
+        if given.nearest(block_size, 1, 1) is None:
+            name = "" if isinstance(profile, Profile) else f"={os.fspath(profile)!r}"
+            held = sorted({costs.block_size for costs in given.costs})
+            raise ValueError(
+                f"profile{name}: has no costs of block_size={block_size}, only of {held}; measure "
+                "them with infer/measure_steps.py, or leave the profile out to estimate"
+            )
+        return given
     try:
         usual = profile_path(target, draft, dtype)
         there = usual.exists()

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from flexdraft_jax.decoding.batch import ALL_STEPS, Decoding, begin
 from flexdraft_jax.decoding.costs import Profile
 from flexdraft_jax.decoding.memory import Work, check_memory, memory_limit, plan_memory
-from flexdraft_jax.decoding.program import choose_program
+from flexdraft_jax.decoding.program import choose_program, groups_at
 from flexdraft_jax.decoding.requests import (
     Request,
     check_models,
@@ -169,14 +169,18 @@ class DecodeEngine:
                 f"max_length={length}: must be at most the target's "
                 f"max_position_embeddings={positions}"
             )
-        work = Work(
-            block_size=block_size,
-            num_groups=self._program.num_groups,
-            chunk=self._chunk or _PROMPT_CHUNKS[-1],
-            draws=True,  # Nobody knows yet.
-            reading_rows=min(_READING_ROWS, self.batch_size),
-        )
-        plan = functools.partial(plan_memory, target, draft, work, self.batch_size)
+
+        def work(rows: int) -> Work:
+            return Work(
+                block_size=block_size,
+                num_groups=groups_at(self._program, self._cost_model, rows, _USUAL_SLOTS),
+                chunk=self._chunk or _PROMPT_CHUNKS[-1],
+                draws=True,  # Nobody knows yet.
+                reading_rows=min(_READING_ROWS, rows),
+            )
+
+        here = work(self.batch_size)
+        plan = functools.partial(plan_memory, target, draft, here, self.batch_size)
         limit = memory_limit(target)
         if max_length is None and limit is not None:
             while length > 128 and plan(length + block_size).total > limit:
@@ -258,9 +262,14 @@ class DecodeEngine:
             max_slots=most,
         )
         decoding = begin(
-            self._target, self._draft, self._program, requests, sizes, self._cost_model
+            self._target,
+            self._draft,
+            self._program,
+            requests,
+            sizes,
+            self._cost_model,
+            refilled=True,
         )
-        decoding.refilled = True
         whole = max(len(request.prompt) + request.max_new_tokens for request in requests)
         ahead = decoding.compile_ahead(
             slot_bucket(whole + self._program.block_size, most),

@@ -49,7 +49,7 @@ class FlexCosts:
 
 
 @flax.struct.dataclass
-class Record:
+class DraftHistory:
     """What the drafts of each row have been worth.
 
     Attributes:
@@ -67,9 +67,9 @@ class Record:
     idle: jax.Array = array_field("batch")
 
 
-def empty_record(batch_size: int, block_size: int) -> Record:
+def empty_history(batch_size: int, block_size: int) -> DraftHistory:
     """Of rows that have drafted nothing yet; n is 1 where nothing is ever drafted."""
-    return Record(
+    return DraftHistory(
         accepted=jnp.zeros(batch_size),
         expected=jnp.zeros(batch_size),
         survival=jnp.tile(_HOPE ** jnp.arange(1.0, block_size), (batch_size, 1)),
@@ -79,12 +79,12 @@ def empty_record(batch_size: int, block_size: int) -> Record:
 
 
 def note_verdict(
-    record: Record, survival: jax.Array, verify_length: jax.Array, num_accepted: jax.Array
-) -> Record:
-    """The record after a block was judged.
+    history: DraftHistory, survival: jax.Array, verify_length: jax.Array, num_accepted: jax.Array
+) -> DraftHistory:
+    """The history after a block was judged.
 
     Args:
-        record: before.
+        history: before.
         survival: [B, n - 1] of the block.
         verify_length: [B] v, how many of its drafts were verified.
         num_accepted: [B] a.
@@ -92,28 +92,28 @@ def note_verdict(
     verified = jnp.arange(survival.shape[1]) < verify_length[:, None]
     expected = jnp.sum(jnp.where(verified, survival, 0.0), axis=1)
     return dataclasses.replace(
-        record,
-        accepted=_DECAY * record.accepted + num_accepted,
-        expected=_DECAY * record.expected + expected,
-        idle=record.idle + 1,
+        history,
+        accepted=_DECAY * history.accepted + num_accepted,
+        expected=_DECAY * history.expected + expected,
+        idle=history.idle + 1,
     )
 
 
-def note_block(record: Record, survival: jax.Array) -> Record:
-    """The record after a block with this survival curve [B, n - 1] was drafted."""
-    kept = _DECAY**record.idle
+def note_block(history: DraftHistory, survival: jax.Array) -> DraftHistory:
+    """The history after a block with this survival curve [B, n - 1] was drafted."""
+    kept = _DECAY**history.idle
     return dataclasses.replace(
-        record,
-        survival=kept[:, None] * record.survival + survival,
-        blocks=kept * record.blocks + 1.0,
-        idle=jnp.zeros_like(record.idle),
+        history,
+        survival=kept[:, None] * history.survival + survival,
+        blocks=kept * history.blocks + 1.0,
+        idle=jnp.zeros_like(history.idle),
     )
 
 
 def choose_variant(
     variants: Sequence[Variant],
     flex_costs: FlexCosts,
-    record: Record,
+    history: DraftHistory,
     survival: jax.Array,
     remaining: jax.Array,
     num_steps: jax.Array,
@@ -135,15 +135,15 @@ def choose_variant(
     Args:
         variants: to choose from; the first is "ar", the others draft.
         flex_costs: costs of each.
-        record: of the rows.
+        history: of the rows.
         survival: [B, n - 1] of the block that is there.
         remaining: [B] tokens that each row may still emit; 0 of one that has ended.
         num_steps: [B] of each row until now.
     """
     costs, active = flex_costs.costs, remaining > 0
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
-    trust = ((_PRIOR + record.accepted) / (_PRIOR + record.expected))[:, None]  # [B, 1]
-    usual = trust * record.survival / record.blocks[:, None]
+    trust = ((_PRIOR + history.accepted) / (_PRIOR + history.expected))[:, None]  # [B, 1]
+    usual = trust * history.survival / history.blocks[:, None]
     weight = jnp.where(flex_costs.refilled, active, _row_weights(usual, remaining))
     gain = _accepted(trust * survival, weight)[num_drafts]  # [variants]
     usual_gain = _accepted(usual, weight)[num_drafts]
@@ -155,7 +155,7 @@ def choose_variant(
     worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
     drafts = jnp.arange(len(variants)) > 0
     score = gain - rate * costs + worth * drafts
-    due = record.idle >= jnp.clip(num_steps * 2 // 3, *_PATIENCE)
+    due = history.idle >= jnp.clip(num_steps * 2 // 3, *_PATIENCE)
     most_due = 2 * jnp.sum(active & due) > jnp.sum(active)
     return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
 

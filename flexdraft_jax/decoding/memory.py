@@ -1,15 +1,21 @@
 """What decoding takes of the device's memory, known before it starts."""
 
 import bisect
+import contextlib
 import dataclasses
-import functools
+import math
 import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import mesh_of, row_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +39,11 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that decoding takes on the device.
+    """Bytes that decoding takes on a device.
 
     Attributes:
         weights: of target and draft.
-        cache: of B rows.
+        cache: of its rows.
         workspace: what the largest pass needs beside them, about.
     """
 
@@ -55,42 +61,62 @@ def plan_memory(
     target: Target, draft: Draft | None, work: Work, batch_size: int, num_slots: int
 ) -> MemoryPlan:
     """What a batch of B rows takes when the cache has grown to S slots."""
-    c, item = target.config, target.dtype.itemsize
-    params = [target.params, None if draft is None else draft.params]
-    row = 2 * c.num_layers * c.num_kv_heads * num_slots * c.head_dim * item
+    c, item, mesh = target.config, target.dtype.itemsize, mesh_of(target.params)
+    leaves = jax.tree.leaves([target.params, None if draft is None else draft.params])
+    share = _share(c, mesh)
+    row = 2 * c.num_layers * share.num_kv_heads * num_slots * c.head_dim * item
     n = work.block_size
-    reading_rows = min(work.reading_rows or batch_size, batch_size)
+    rows = -(-batch_size // row_devices(mesh))
+    # A few are read everywhere.
+    reading_rows = rows if work.reading_rows is None else min(work.reading_rows, batch_size)
     # Logits of a block's candidates, or of its drafts; then of a prompt's last token and n - 1
     # drafts. Arrays of their size exist at once: as measured, with all that is made of them.
-    logits = 4 * n * c.vocab_size * (8 if work.draws else 3)
-    step = logits + _pass_bytes(c, item, n, work.num_groups * n, num_slots)
-    read = logits + _pass_bytes(c, item, work.chunk, n, num_slots)
+    logits = 4 * n * share.vocab_size * (8 if work.draws else 3)
+    step = logits + _pass_bytes(c, share, item, n, work.num_groups * n, num_slots)
+    read = logits + _pass_bytes(c, share, item, work.chunk, n, num_slots)
     if work.reading_rows is not None:
         read += 2 * row  # Rows are taken out of the cache, and put back.
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    cache = batch_size * row
-    workspace = max(batch_size * step, reading_rows * read)
+    weights = sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+    cache = rows * row
+    workspace = max(rows * step, reading_rows * read)
+    if mesh is not None and mesh.shape["fsdp"] > 1:
+        # A weight is gathered when it is used.
+        workspace += max(leaf.nbytes for leaf in leaves) // mesh.shape["tensor"]
     if item < 4 and any(device.platform == "cpu" for device in _devices(target)):
         workspace += 4 // item * (weights + cache)  # Copies, as it multiplies in float32 alone.
     return MemoryPlan(weights, cache, workspace)
 
 
 def check_memory(
-    target: Target, draft: Draft | None, work: Work, batch_size: int, num_slots: int
+    target: Target,
+    draft: Draft | None,
+    work: Callable[[int], Work],
+    batch_size: int,
+    num_slots: int,
 ) -> None:
     """Refuses a batch that does not fit, as far as is known.
+
+    Args:
+        target: the model.
+        draft: its draft, if there is one.
+        work: of a batch of B rows; fewer rows may read more of a prompt at once.
+        batch_size: B.
+        num_slots: S, when the cache has grown.
 
     Raises:
         ValueError: with the numbers, and the largest batch that would fit.
     """
+
+    def plan_of(rows: int) -> MemoryPlan:
+        return plan_memory(target, draft, work(rows), rows, num_slots)
+
     limit = memory_limit(target)
-    plans = functools.partial(plan_memory, target, draft, work, num_slots=num_slots)
-    plan = plans(batch_size=batch_size)
+    plan = plan_of(batch_size)
     if limit is None or plan.total <= limit:
         return
-    fitting = bisect.bisect_right(
-        range(1, batch_size), limit, key=lambda rows: plans(batch_size=rows).total
-    )
+    # Even where a plan does not grow from batch to batch, the one that is found was seen to fit.
+    fitting = bisect.bisect_right(range(1, batch_size), limit, key=lambda rows: plan_of(rows).total)
+    fitting -= fitting % row_devices(mesh_of(target.params))
     raise ValueError(
         f"a batch of {batch_size} rows of {num_slots} tokens does not fit into memory: "
         f"{_size(plan.weights)} of weights, {_size(plan.cache)} of cache and "
@@ -101,32 +127,69 @@ def check_memory(
 
 
 def memory_limit(target: Target) -> int | None:
-    """Bytes that the device of the weights has; None if unknown, or if there are several."""
-    device, *others = _devices(target)
-    if others:
-        return None
-    if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("bytes_limit")
+    """Bytes that each device of the weights has; None if unknown."""
+    devices = [x for x in _devices(target) if x.process_index == jax.process_index()]
+    if devices[0].platform != "cpu":
+        return (devices[0].memory_stats() or {}).get("bytes_limit")
     if not hasattr(os, "sysconf"):
         return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_container_limits()])
+    return whole // len(devices)  # They are made up, and share it.
+
+
+# What a Linux container may take: control groups of version 2, and of version 1.
+_CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+
+def _container_limits() -> Iterator[int]:
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # It is not there, or says "max".
+            yield int(pathlib.Path(path).read_text())
 
 
 def _devices(target: Target) -> set[jax.Device]:
     return jax.tree.leaves(target.params)[0].devices()
 
 
+class _Share(NamedTuple):
+    """What of a layer, and of the logits, a device computes."""
+
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vocab_size: int
+
+
+def _share(config: TargetConfig, mesh: Mesh | None) -> _Share:
+    parts = 1 if mesh is None else mesh.shape["tensor"]
+    kv_heads = config.num_kv_heads
+    return _Share(
+        num_heads=config.num_heads // parts,
+        num_kv_heads=kv_heads if kv_heads % parts else kv_heads // parts,
+        intermediate_size=config.intermediate_size // parts,
+        vocab_size=config.vocab_size // parts,
+    )
+
+
 def _pass_bytes(
-    config: TargetConfig, item: int, num_tokens: int, num_masks: int, num_slots: int
+    config: TargetConfig,
+    share: _Share,
+    item: int,
+    num_tokens: int,
+    num_masks: int,
+    num_slots: int,
 ) -> int:
     """Of one row in a pass: the widest layer, and keys and values for the cache."""
     c, wide = config, 4  # Bytes of a float32, in which most of it is.
     tokens = num_tokens + num_masks
     # Scores and the weights that are made of them.
-    scores = 2 * wide * c.num_heads * tokens * (num_slots + tokens)
-    heads = 2 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-    layer = wide * tokens * (4 * c.hidden_size + 3 * c.intermediate_size + heads)
-    fresh = 2 * c.num_layers * c.num_kv_heads * num_tokens * c.head_dim * item
+    scores = 2 * wide * share.num_heads * tokens * (num_slots + tokens)
+    heads = 2 * (share.num_heads + 2 * share.num_kv_heads) * c.head_dim
+    layer = wide * tokens * (4 * c.hidden_size + 3 * share.intermediate_size + heads)
+    fresh = 2 * c.num_layers * share.num_kv_heads * num_tokens * c.head_dim * item
     return scores + layer + fresh
 
 

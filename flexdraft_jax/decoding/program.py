@@ -57,7 +57,7 @@ def choose_program(
         variants = fixed_variants("ar", block_size, verify_all)
         sampling = "coupled"  # Without drafts there is nothing to accept.
     elif schedule == "flex":
-        measured = find_profile(target.config, draft.config, target.dtype, profile)
+        measured = find_profile(target.config, draft.config, target.dtype, profile, block_size)
         if mesh is not None and mesh.is_multi_process:
             measured = gather(measured)[0]  # All have to choose alike.
         cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)
@@ -73,6 +73,24 @@ def choose_program(
         mesh=mesh,
     )
     return program, cost_model
+
+
+def groups_at(
+    program: DecodeProgram, cost_model: CostModel | None, batch_size: int, num_slots: int
+) -> int:
+    """G that would be compiled for another batch: flex may take another step for the cheaper one.
+
+    Args:
+        program: of this batch.
+        cost_model: what flex chooses by; None for a fixed schedule.
+        batch_size: B of the other.
+        num_slots: S at which parallel and sequential steps are compared.
+    """
+    if cost_model is None:
+        return program.num_groups
+    rows = -(-batch_size // row_devices(program.mesh))
+    variants = flex_variants(cost_model.at(rows, num_slots))
+    return dataclasses.replace(program, variants=variants).num_groups
 
 
 def fixed_variants(schedule: str, block_size: int, verify_all: bool) -> tuple[Variant, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -31,7 +31,8 @@ class Request:
         top_p: draw from the fewest most likely tokens that have this probability together.
         min_p: draw from tokens with at least this share of the largest probability.
         seed: of the row's random numbers.
-        row_id: rows of one seed and different ids are independent.
+        row_id: rows of one seed are independent where their ids differ. It is 0 unless given, so
+            requests of one seed share their random numbers until they get ids of their own.
     """
 
     prompt: tuple[int, ...]
@@ -80,63 +81,61 @@ def check_requests(
         raise TypeError(f"prompts={prompts!r}: must be a list of lists of token ids")
     if len(prompts) == 0:
         raise ValueError(f"prompts={prompts!r}: must be a non-empty list of lists of token ids")
-    if not isinstance(confidence_threshold, numbers.Real):
-        raise TypeError(f"confidence_threshold={confidence_threshold!r}: must be a number")
-    if not 0 <= confidence_threshold <= 1:  # false for nan as well
-        raise ValueError(f"confidence_threshold={confidence_threshold}: must be between 0 and 1")
     count = len(prompts)
-    budgets = _integers("max_new_tokens", max_new_tokens, count)
-    temperatures = _numbers("temperature", temperature, count, "0 or more", lambda x: x >= 0)
-    top_ks = _integers("top_k", top_k, count)
-    top_ps = _numbers("top_p", top_p, count, "above 0 and at most 1", lambda x: 0 < x <= 1)
-    min_ps = _numbers("min_p", min_p, count, "between 0 and 1", lambda x: 0 <= x <= 1)
-    seeds = _integers("seed", seed, count, _LARGEST_SEED)
-    row_ids = _integers(
-        "row_ids", range(count) if row_ids is None else row_ids, count, _LARGEST_SEED
-    )
-    stop_token_ids = () if stop_token_ids is None else stop_token_ids
-    if not _is_list(stop_token_ids):
-        raise TypeError(f"stop_token_ids={stop_token_ids!r}: must be None or a list of token ids")
-    stops = tuple(
-        _token(config, f"stop_token_ids[{i}]", token) for i, token in enumerate(stop_token_ids)
-    )
-    requests = []
-    drawn = zip(temperatures, top_ks, top_ps, min_ps, seeds, row_ids, strict=True)
-    rows = zip(prompts, budgets, drawn, strict=True)
-    for row, (prompt, budget, sampling) in enumerate(rows):
-        if not _is_list(prompt):
-            raise TypeError(f"prompts[{row}]={prompt!r}: must be a list of token ids")
-        if len(prompt) == 0:
-            raise ValueError(f"prompts[{row}] is empty: must hold at least one token id")
-        limit = config.max_position_embeddings
-        if len(prompt) + budget > limit:
-            raise ValueError(
-                f"prompts[{row}] has {len(prompt)} tokens and max_new_tokens={budget}: together "
-                f"they must be at most the target's max_position_embeddings={limit}"
-            )
-        ids = (_token(config, f"prompts[{row}][{i}]", token) for i, token in enumerate(prompt))
-        requests.append(Request(tuple(ids), budget, float(confidence_threshold), stops, *sampling))
-    return requests
+    columns = {
+        "prompt": [(f"prompts[{row}]", prompt) for row, prompt in enumerate(prompts)],
+        "confidence_threshold": [("confidence_threshold", confidence_threshold)] * count,
+        "stop_token_ids": [("stop_token_ids", stop_token_ids)] * count,
+        "max_new_tokens": _per_row("max_new_tokens", max_new_tokens, count),
+        "temperature": _per_row("temperature", temperature, count),
+        "top_k": _per_row("top_k", top_k, count),
+        "top_p": _per_row("top_p", top_p, count),
+        "min_p": _per_row("min_p", min_p, count),
+        "seed": _per_row("seed", seed, count),
+        "row_id": _per_row("row_ids", range(count) if row_ids is None else row_ids, count),
+    }
+    rows = zip(*columns.values(), strict=True)
+    return [_checked(config, dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def check_request(config: TargetConfig, request: Request) -> Request:
     """One row by itself, in its usual types; raises as `check_requests` does."""
     if not isinstance(request, Request):
         raise TypeError(f"{request!r} is a {type(request).__name__}: must be a Request")
-    (checked,) = check_requests(
-        config,
-        [request.prompt],
-        [request.max_new_tokens],
-        request.confidence_threshold,
-        request.stop_token_ids,
-        temperature=[request.temperature],
-        top_k=[request.top_k],
-        top_p=[request.top_p],
-        min_p=[request.min_p],
-        seed=[request.seed],
-        row_ids=[request.row_id],
+    return _checked(config, {name: (name, value) for name, value in vars(request).items()})
+
+
+def _checked(config: TargetConfig, fields: Mapping[str, tuple[str, Any]]) -> Request:
+    """The request of these fields; each has the name that its caller knows it by, and a value."""
+    name, prompt = fields["prompt"]
+    if not _is_list(prompt):
+        raise TypeError(f"{name}={prompt!r}: must be a list of token ids")
+    if len(prompt) == 0:
+        raise ValueError(f"{name} is empty: must hold at least one token id")
+    budget = _count(*fields["max_new_tokens"])
+    limit = config.max_position_embeddings
+    if len(prompt) + budget > limit:
+        raise ValueError(
+            f"{name} has {len(prompt)} tokens and max_new_tokens={budget}: together "
+            f"they must be at most the target's max_position_embeddings={limit}"
+        )
+    stops_name, stops = fields["stop_token_ids"]
+    stops = () if stops is None else stops
+    if not _is_list(stops):
+        raise TypeError(f"{stops_name}={stops!r}: must be None or a list of token ids")
+    share = "between 0 and 1", lambda x: 0 <= x <= 1
+    return Request(
+        prompt=_tokens(config, name, prompt),
+        max_new_tokens=budget,
+        confidence_threshold=_number(*fields["confidence_threshold"], *share),
+        stop_token_ids=_tokens(config, stops_name, stops),
+        temperature=_number(*fields["temperature"], "0 or more", lambda x: x >= 0),
+        top_k=_count(*fields["top_k"]),
+        top_p=_number(*fields["top_p"], "above 0 and at most 1", lambda x: 0 < x <= 1),
+        min_p=_number(*fields["min_p"], *share),
+        seed=_count(*fields["seed"], _LARGEST_SEED),
+        row_id=_count(*fields["row_id"], _LARGEST_SEED),
     )
-    return checked
 
 
 def check_settings(
@@ -188,40 +187,28 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
 _LARGEST_SEED = 2**32 - 1
 
 
-def _integers(
-    field: str, value: int | Sequence[int], count: int, largest: int = 2**31 - 1
-) -> list[int]:
-    """One integer of 0..`largest` for each of `count` rows."""
-    found = [integer(name, x) for name, x in _per_row(field, value, count)]
-    for row, number in enumerate(found):
-        if not 0 <= number <= largest:
-            right = "0 or more" if number < 0 else f"at most {largest}"
-            raise ValueError(f"{field}={number} (row {row}): must be {right}")
-    return found
+def _count(name: str, value: Any, largest: int = 2**31 - 1) -> int:
+    """An integer of 0..`largest`."""
+    number = integer(name, value)
+    if not 0 <= number <= largest:
+        right = "0 or more" if number < 0 else f"at most {largest}"
+        raise ValueError(f"{name}={number}: must be {right}")
+    return number
 
 
-def _numbers(
-    field: str,
-    value: float | Sequence[float],
-    count: int,
-    right: str,
-    is_right: Callable[[float], bool],
-) -> list[float]:
-    """One finite number for each of `count` rows."""
-    found = []
-    for name, x in _per_row(field, value, count):
-        if isinstance(x, bool) or not isinstance(x, numbers.Real):
-            raise TypeError(f"{name}={x!r}: must be a number")
-        try:
-            number = float(x)
-        except OverflowError:  # An integer of hundreds of digits.
-            number = math.inf
-        if abs(number) < np.finfo(np.float32).tiny:
-            number = 0.0  # As it is to devices.
-        if not (math.isfinite(number) and is_right(number)):
-            raise ValueError(f"{name}={x}: must be {right}")
-        found.append(number)
-    return found
+def _number(name: str, value: Any, right: str, is_right: Callable[[float], bool]) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r}: must be a number")
+    try:
+        number = float(value)
+    except OverflowError:  # An integer of hundreds of digits.
+        number = math.inf
+    if abs(number) < np.finfo(np.float32).tiny:
+        number = 0.0  # As it is to devices.
+    if not (math.isfinite(number) and is_right(number)):
+        raise ValueError(f"{name}={value}: must be {right}")
+    return number
 
 
 def _per_row(field: str, value: Any, count: int) -> list[tuple[str, Any]]:
@@ -236,13 +223,14 @@ def _per_row(field: str, value: Any, count: int) -> list[tuple[str, Any]]:
     return [(f"{field}[{row}]", x) for row, x in enumerate(value)]
 
 
-def _token(config: TargetConfig, field: str, token: Any) -> int:
-    token = integer(field, token)
-    if not 0 <= token < config.vocab_size:
-        raise ValueError(
-            f"{field}={token}: must be a token id between 0 and {config.vocab_size - 1}"
-        )
-    return token
+def _tokens(config: TargetConfig, name: str, tokens: Sequence[Any]) -> tuple[int, ...]:
+    found = tuple(integer(f"{name}[{i}]", token) for i, token in enumerate(tokens))
+    for i, token in enumerate(found):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(
+                f"{name}[{i}]={token}: must be a token id between 0 and {config.vocab_size - 1}"
+            )
+    return found
 
 
 def integer(field: str, value: Any) -> int:

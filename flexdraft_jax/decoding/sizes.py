@@ -48,13 +48,23 @@ def sizes_of(*, longest: int, whole: int, batch_size: int, block_size: int) -> S
         batch_size: B.
         block_size: n.
     """
-    share = _TOKENS_PER_CALL // batch_size
     max_slots = slot_bucket(max(longest, whole - 2) + block_size)
     return Sizes(
-        prompt=min(bucket(longest, smallest=8), max(64, min(512, share))),
+        prompt=prompt_chunk(longest, batch_size),
         slots=slot_bucket(longest + _FIRST_TOKENS + block_size, max_slots),
         max_slots=max_slots,
     )
+
+
+def prompt_chunk(longest: int, batch_size: int) -> int:
+    """P: the fewer rows there are, the more tokens of each are read in one call.
+
+    Args:
+        longest: tokens of the longest prompt.
+        batch_size: B.
+    """
+    share = _TOKENS_PER_CALL // batch_size
+    return min(bucket(longest, smallest=8), max(64, min(512, share)))
 
 
 def slot_bucket(size: int, largest: int | None = None) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from flexdraft_jax.config import TargetConfig
-from flexdraft_jax.decoding.flex import Record, empty_record
+from flexdraft_jax.decoding.flex import DraftHistory, empty_history
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.models.cache import Cache
 from flexdraft_jax.parallel.axes import array_field, logical_axes
@@ -58,7 +58,7 @@ class DecodeState:
         stop_token_ids: [B, M] int32, tokens that end the row; -1 is none.
         confidence_threshold: [B] float32, for the choice of v; 0 verifies every draft.
         sampling: how each row's tokens are drawn.
-        record: what each row's drafts have been worth.
+        history: what each row's drafts have been worth.
         finish_reason: [B] int32, one of the values above. Only RUNNING rows are decoded.
         num_steps: [B] int32, steps the row took part in.
         acceptance_lengths: [B, S] int32, a + 1 of each of them.
@@ -68,7 +68,7 @@ class DecodeState:
     cache: Cache
     block: CandidateBlock
     sampling: RowSampling
-    record: Record
+    history: DraftHistory
     length: jax.Array = array_field("batch")
     tokens: jax.Array = array_field("batch", "output")
     num_emitted: jax.Array = array_field("batch")
@@ -127,7 +127,7 @@ def init_state(
         stop_token_ids=stop_token_ids,
         confidence_threshold=confidence_threshold,
         sampling=sampling,
-        record=empty_record(batch, block_size),
+        history=empty_history(batch, block_size),
         finish_reason=jnp.where(budget > 0, LOADING, LENGTH).astype(jnp.int32),
         num_steps=zeros(),
         acceptance_lengths=zeros(cache.num_slots),

@@ -29,10 +29,10 @@ from flexdraft_jax.decoding.confidence import (
 )
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.decoding.flex import (
+    DraftHistory,
     FlexCosts,
-    Record,
     choose_variant,
-    empty_record,
+    empty_history,
     note_block,
     note_verdict,
 )
@@ -126,7 +126,12 @@ def next_variant(
         return jnp.sum(smaller < longest)
     remaining = jnp.where(state.active, state.budget - state.num_emitted, 0)
     return choose_variant(
-        program.variants, flex_costs, state.record, state.block.survival, remaining, state.num_steps
+        program.variants,
+        flex_costs,
+        state.history,
+        state.block.survival,
+        remaining,
+        state.num_steps,
     )
 
 
@@ -154,17 +159,17 @@ def step(
     fresh, verdict, hidden = _switch(index, passes, verify, state)
     stepped = _commit_and_emit(program, state, fresh, verdict)
 
-    def draft(schedule: str, state: DecodeState) -> tuple[CandidateBlock, Record]:
+    def draft(schedule: str, state: DecodeState) -> tuple[CandidateBlock, DraftHistory]:
         if schedule == "ar":
-            return _undrafted_block(state.block, verdict.bonus), state.record
+            return _undrafted_block(state.block, verdict.bonus), state.history
         slots = hidden
         if schedule == "sequential":
             slots = _draft_group(program, variables, state)
         block = _next_block(program, variables, state, slots, verdict.bonus)
-        return block, note_block(state.record, block.survival)
+        return block, note_block(state.history, block.survival)
 
-    block, record = _switch(index, [v.schedule for v in program.variants], draft, stepped)
-    return _keep_finished(before, dataclasses.replace(stepped, block=block, record=record))
+    block, history = _switch(index, [v.schedule for v in program.variants], draft, stepped)
+    return _keep_finished(before, dataclasses.replace(stepped, block=block, history=history))
 
 
 def _draft_group(program: DecodeProgram, variables: Variables, state: DecodeState) -> jax.Array:
@@ -225,13 +230,13 @@ def _next_block(
 def first_block(
     program: DecodeProgram, variables: Variables, state: DecodeState, bonus: jax.Array
 ) -> DecodeState:
-    """Drafts the candidates behind a prompt that has just been committed; its record begins."""
+    """Drafts the candidates behind a prompt that has just been committed; its history begins."""
     if not program.drafts:
         return dataclasses.replace(state, block=_undrafted_block(state.block, bonus))
     hidden = _draft_group(program, variables, state)
     block = _next_block(program, variables, state, hidden, bonus)
-    record = note_block(empty_record(len(bonus), program.block_size), block.survival)
-    return dataclasses.replace(state, block=block, record=record)
+    history = note_block(empty_history(len(bonus), program.block_size), block.survival)
+    return dataclasses.replace(state, block=block, history=history)
 
 
 def emit(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> DecodeState:
@@ -414,8 +419,8 @@ def _log(state: DecodeState, verdict: Verdict) -> DecodeState:
     return dataclasses.replace(
         state,
         num_steps=state.num_steps + state.active,
-        record=note_verdict(
-            state.record, block.survival, block.verify_length, verdict.num_accepted
+        history=note_verdict(
+            state.history, block.survival, block.verify_length, verdict.num_accepted
         ),
         acceptance_lengths=put_columns(
             state.acceptance_lengths, entry, verdict.num_accepted[:, None] + 1
@@ -425,8 +430,8 @@ def _log(state: DecodeState, verdict: Verdict) -> DecodeState:
 
 
 def _keep_finished(before: DecodeState, after: DecodeState) -> DecodeState:
-    """Rows that were finished keep block and record; what else they have is frozen on writing."""
-    block, record = select_rows(
-        before.active, (after.block, after.record), (before.block, before.record)
+    """Rows that were finished keep block and history; what else they have is frozen on writing."""
+    block, history = select_rows(
+        before.active, (after.block, after.history), (before.block, before.history)
     )
-    return dataclasses.replace(after, block=block, record=record)
+    return dataclasses.replace(after, block=block, history=history)

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from flexdraft_jax.checkpoints.hf import save_target
-from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.data.corpus import DOMAINS
 from flexdraft_jax.decoding.costs import find_profile
 from flexdraft_jax.evaluation.decode_speed import (
@@ -27,53 +27,13 @@ from flexdraft_jax.evaluation.decode_speed import (
 )
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.peers import HuggingFace, has_torch
+from flexdraft_jax.evaluation.random_targets import random_models
 from flexdraft_jax.evaluation.step_costs import StepRow, StepVariant, measure_steps
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, silent
-from flexdraft_jax.models.draft import Draft, init_draft
-from flexdraft_jax.models.target import Target, init_target
+from flexdraft_jax.models.draft import Draft
+from flexdraft_jax.models.target import Target
 
-# Qwen3-shaped targets with random weights: a step costs what its shapes cost.
-RANDOM_TARGETS = {
-    "1m": TargetConfig(
-        model_type="qwen3",
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=384,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
-        qk_norm=True,
-        tie_word_embeddings=True,
-    ),
-    "10m": TargetConfig(
-        model_type="qwen3",
-        vocab_size=2048,
-        hidden_size=320,
-        intermediate_size=800,
-        num_layers=8,
-        num_heads=5,
-        num_kv_heads=5,
-        head_dim=64,
-        qk_norm=True,
-        tie_word_embeddings=True,
-    ),
-    "100m": TargetConfig(
-        model_type="qwen3",
-        vocab_size=32768,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_layers=12,
-        num_heads=12,
-        num_kv_heads=4,
-        head_dim=64,
-        qk_norm=True,
-        tie_word_embeddings=True,
-    ),
-}
-_RANDOM_DRAFT_LAYERS = 2
-_RANDOM_CALIBRATION_RANK = 64
 _RANDOM_PROMPT_TOKENS = 32
 # Tokens that Hugging Face's prompt lookup drafts: the default of its candidate generator.
 _PROMPT_LOOKUP = 10
@@ -212,7 +172,10 @@ def benchmark_models(
 
 
 def benchmark_random(
-    name: str, settings: BenchmarkSettings, progress: Progress = silent
+    name: str,
+    settings: BenchmarkSettings,
+    progress: Progress = silent,
+    dtype: DTypeLike = "float32",
 ) -> BenchmarkReport:
     """Step costs of a target with random weights, and plain decoding beside Hugging Face.
 
@@ -222,11 +185,12 @@ def benchmark_random(
         name: a key of `RANDOM_TARGETS`.
         settings: what to measure.
         progress: told about each part.
+        dtype: of the weights.
 
     Raises:
         ValueError: an unknown name.
     """
-    target, draft = random_models(name, settings.block_sizes[0])
+    target, draft = random_models(name, settings.block_sizes[0], dtype)
     steps = _steps(target, draft, settings, progress)
     options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens}
     methods = [schedule_method(target, None, "ar", **options)]
@@ -246,25 +210,6 @@ def benchmark_random(
         decoding += _decode(methods + peers, rows, "random tokens", size, settings, progress)
     label = f"random weights {name}, {describe_size(target, draft)}"
     return BenchmarkReport(label, _facts(target, draft, settings, peer), settings, steps, decoding)
-
-
-def random_models(name: str, block_size: int) -> tuple[Target, Draft]:
-    """A target with random weights, by its key in `RANDOM_TARGETS`, and an untrained draft.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name not in RANDOM_TARGETS:
-        raise ValueError(f"random target {name!r}: must be one of {', '.join(RANDOM_TARGETS)}")
-    target = init_target(RANDOM_TARGETS[name], jax.random.key(0))
-    draft = init_draft(
-        target,
-        num_draft_layers=_RANDOM_DRAFT_LAYERS,
-        block_size=block_size,
-        calibration_rank=_RANDOM_CALIBRATION_RANK,
-        rng=jax.random.key(1),
-    )
-    return target, draft
 
 
 def describe_size(target: Target, draft: Draft | None) -> str:
@@ -295,8 +240,8 @@ def _facts(
     target: Target, draft: Draft, settings: BenchmarkSettings, peer: HuggingFace | None
 ) -> dict[str, Any]:
     """The environment, whether flex knows what steps cost there, and what it is compared with."""
-    profile = find_profile(target.config, draft.config, target.dtype, None)
     n = settings.block_sizes[0]
+    profile = find_profile(target.config, draft.config, target.dtype, None, n)
     measured = profile is not None and profile.nearest(n, 1, 1) is not None
     facts = environment() | {"step costs of flex": "measured" if measured else "estimated"}
     if peer is not None:

@@ -8,10 +8,12 @@
                             and all but those drawn by rejection their very tokens
 
 Both files grow by whole lines and in the order of the input. So what is there says what is done:
-a run that was killed goes on behind the last line that both have.
+a run that was killed goes on behind the last whole answer. While it runs, the output is locked.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import itertools
 import json
 import os
@@ -41,7 +43,12 @@ from flexdraft_jax.data.fingerprints import (
 from flexdraft_jax.decoding.batch import logits_are_nan
 from flexdraft_jax.decoding.engine import Answer, DecodeEngine
 from flexdraft_jax.decoding.requests import Request
-from flexdraft_jax.evaluation.file_stats import FileSummary, stats_record, summarise
+from flexdraft_jax.evaluation.file_stats import (
+    FileSummary,
+    stats_of_record,
+    stats_record,
+    summarise,
+)
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.measure import decode_text
 from flexdraft_jax.evaluation.request_lines import LineSettings, read_request
@@ -76,9 +83,15 @@ def decode_file(
         Counts of all lines, those of earlier runs too.
 
     Raises:
-        ValueError: `output` was begun with other settings, or is some other file.
+        ValueError: `path` is a pipe or a folder; `output` was begun with other settings, is some
+            other file, or is being written by another run.
         FileNotFoundError: there is no file at `path`.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(
+            f"input={os.fspath(path)!r}: must be a regular file, as it is read more than once; "
+            "write to a file first what comes from elsewhere"
+        )
     # What is wrong with the settings is wrong with every line.
     engine.check(read_request({"token_ids": [0]}, 0, models, settings))
     output = Path(output)
@@ -92,9 +105,9 @@ def decode_file(
         **dataclasses.asdict(settings),
     }
     del recorded["confidence_threshold"]  # As with the draft, answers are as good with another.
-    claim_output(output, recorded)
     stats = stats_path(output)
-    with _OrderedFiles(output, stats) as files:
+    claim_output(output, recorded, [stats] if stats.exists() else [])
+    with _locked(output), _OrderedFiles(path, output, stats) as files:
         lines = itertools.islice(enumerate(read_lines(path)), files.num_lines, None)
         with _Progress(console, files.num_lines, count_lines(path)) as progress:
             _decode_lines(lines, models, engine, settings, files, progress)
@@ -104,6 +117,23 @@ def decode_file(
 def stats_path(output: Path) -> Path:
     """Where timing and acceptance of the answers lie."""
     return output.with_name(f"{output.name}.stats.jsonl")
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keeps other runs away from the file, which is made if need be.
+
+    Raises:
+        ValueError: one is at work on it.
+    """
+    with output.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"output={str(output)!r}: another run is writing this file") from error
+        except OSError:
+            pass  # A file system without locks.
+        yield
 
 
 @dataclasses.dataclass
@@ -186,22 +216,51 @@ def _checked_id(value: Any) -> Any:
     return value
 
 
+def _check_written(written: Path, path: str | os.PathLike[str]) -> None:
+    """Checks that each line of a file is about the same line of the input, as it was written.
+
+    Raises:
+        ValueError: one is not; what else is in the file must not be overwritten.
+    """
+    with contextlib.suppress(FileNotFoundError), written.open("rb") as file:
+        for place, (record, (number, _)) in enumerate(zip(file, read_lines(path), strict=False)):
+            begin = b'{"line": %d,' % number
+            if record[: len(begin)] != begin[: len(record)]:  # The last one may be torn.
+                raise ValueError(
+                    f"{written}: its line {place + 1} is not what was written there; "
+                    "restore the file, or move it away"
+                )
+
+
 class _OrderedFiles:
-    """Files that get a line each at a time, in order; open behind the last line that all have.
+    """Answers and their stats, a line each at a time, in order; open behind the last answer.
 
     Attributes:
         num_lines: in each of them.
     """
 
-    def __init__(self, *paths: Path) -> None:
-        """Cuts off what an interruption left behind the lines that all have."""
-        for path in paths:
-            keep_whole_lines(path)
-        self.num_lines = min(sum(1 for _ in whole_lines(path)) for path in paths)
-        for path in paths:
-            keep_whole_lines(path, self.num_lines)
-        self._files = [path.open("ab") for path in paths]
-        self._waiting: dict[int, list[bytes]] = {}
+    def __init__(self, path: str | os.PathLike[str], output: Path, stats: Path) -> None:
+        """Cuts off what an interruption left behind whole lines; no answer is given up.
+
+        Args:
+            path: of the input.
+            output: for answers.
+            stats: of them. Where some are missing, what the answers say is taken.
+
+        Raises:
+            ValueError: a file holds something else.
+        """
+        for written in (output, stats):
+            _check_written(written, path)
+            keep_whole_lines(written)
+        self.num_lines = sum(1 for _ in whole_lines(output))
+        keep_whole_lines(stats, self.num_lines)
+        num_stats = sum(1 for _ in whole_lines(stats))
+        # Stats first: what a kill leaves of them is enough for the answers.
+        self._files = [stats.open("ab"), output.open("ab")]
+        for record in itertools.islice(whole_lines(output), num_stats, None):
+            self._files[0].write(_as_line(stats_of_record(json.loads(record))))
+        self._waiting: dict[int, tuple[bytes, bytes]] = {}
 
     def __enter__(self) -> "_OrderedFiles":
         return self
@@ -215,15 +274,20 @@ class _OrderedFiles:
         for file in self._files:
             file.close()
 
-    def put(self, place: int, *records: Record) -> None:
-        """Takes line number `place` (from 0) of every file; writes all lines whose turn it is."""
-        self._waiting[place] = [json.dumps(record).encode() + b"\n" for record in records]
+    def put(self, place: int, record: Record, stats: Record) -> None:
+        """Takes an answer, line number `place` (from 0); writes all lines whose turn it is."""
+        self._waiting[place] = _as_line(stats), _as_line(record)
+        ready = []
         while self.num_lines in self._waiting:
-            for file, line in zip(self._files, self._waiting.pop(self.num_lines), strict=True):
-                file.write(line)
+            ready.append(self._waiting.pop(self.num_lines))
             self.num_lines += 1
-        for file in self._files:
+        for file, lines in zip(self._files, zip(*ready, strict=True), strict=False):
+            file.writelines(lines)
             file.flush()
+
+
+def _as_line(record: Record) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 class _Progress:

@@ -49,6 +49,17 @@ def stats_record(line: int, num_prompt_tokens: int, answer: Answer) -> dict[str,
     }
 
 
+def stats_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an answer that was written says of itself, where nothing else is known of it."""
+    if "error" in record:
+        return {"line": record["line"], "finish_reason": "error"}
+    return {
+        "line": record["line"],
+        "finish_reason": record["finish_reason"],
+        "new_tokens": len(record["token_ids"]),
+    }
+
+
 @dataclasses.dataclass
 class FileSummary:
     """All answers of a file, counted.
@@ -81,17 +92,15 @@ class FileSummary:
         return self.emitted.total() / steps if steps else float("nan")
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Counts one `stats_record`, or one of a line with an error."""
+        """Counts one `stats_record`, or what there is of it."""
         self.endings[record["finish_reason"]] += 1
-        if record["finish_reason"] == "error":
-            return
-        self.num_tokens += record["new_tokens"]
+        self.num_tokens += record.get("new_tokens", 0)
         for position, (verified, accepted) in enumerate(
-            zip(record["verified"], record["accepted"], strict=True)
+            zip(record.get("verified", ()), record.get("accepted", ()), strict=True)
         ):
             self.verified[position] += verified
             self.accepted[position] += accepted
-        for fill, (steps, emitted) in record["by_fill"].items():
+        for fill, (steps, emitted) in record.get("by_fill", {}).items():
             self.steps[int(fill)] += steps
             self.emitted[int(fill)] += emitted
 

@@ -1,6 +1,7 @@
 """Accepted drafts made visible: in colour, underlined, or in marks, as the terminal allows."""
 
 import io
+import os
 import sys
 
 from rich.console import Console
@@ -20,9 +21,12 @@ _FILE_WIDTH = 120
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
-def make_console(*, stderr: bool = False) -> Console:
-    """A console for standard output or error. What it can't show becomes a question mark."""
-    file = sys.stderr if stderr else sys.stdout
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console for standard output or error, or for nobody.
+
+    What it can't show becomes a question mark.
+    """
+    file = open(os.devnull, "w") if quiet else sys.stderr if stderr else sys.stdout
     if isinstance(file, io.TextIOWrapper):
         file.reconfigure(errors="replace")
     # Tables in a file need not fold at the 80 columns that a file is taken to have.

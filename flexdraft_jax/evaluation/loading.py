@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
@@ -71,6 +71,24 @@ def check_output(path: str | None) -> None:
     """Raises ValueError where a file could not be written, before anything is measured for it."""
     if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
         raise ValueError(f"{path}: there is no directory {pathlib.Path(path).parent}")
+
+
+def integers(flag: str, values: Sequence[str], smallest: int = 1) -> tuple[int, ...]:
+    """The numbers of a flag that takes a list of them.
+
+    Raises:
+        ValueError: something else, a number below the smallest, or none; the flag is named.
+    """
+    try:
+        found = tuple(map(int, values))
+    except ValueError:
+        found = ()
+    if not found or min(found) < smallest:
+        raise ValueError(
+            f"--{flag}={','.join(values)}: must be integers with commas between them, each at "
+            f"least {smallest}"
+        )
+    return found
 
 
 @contextlib.contextmanager

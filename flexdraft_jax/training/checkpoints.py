@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from flexdraft_jax.checkpoints.safetensors import require_local
 from flexdraft_jax.data.fingerprints import write_json
 from flexdraft_jax.parallel.processes import is_main
 from flexdraft_jax.training.checksums import fault, set_damaged_aside, steps, write_checksums
@@ -231,6 +232,7 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str
     Raises:
         ValueError: the directory holds a run with another configuration.
     """
+    require_local(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     recorded = work_dir / "config.json"
     # A round trip through JSON turns tuples into lists, as in the recorded file.

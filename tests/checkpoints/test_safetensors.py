@@ -121,6 +121,12 @@ def test_missing_directory(tmp_path):
         SafetensorsDirectory(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/model", Path("gs://bucket/model")])
+def test_a_bucket_must_be_mounted(path):
+    with pytest.raises(ValueError, match="^gs:/+bucket/model: .*gcsfuse"):
+        SafetensorsDirectory(path)
+
+
 def test_directory_without_safetensors(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(ValueError, match="neither model.safetensors nor .*pytorch_model.bin"):

@@ -127,3 +127,15 @@ def test_a_file_is_read_around_its_bad_lines(tmp_path):
     assert found[4].start == '{"prompt": "\ufffd"}'
     assert found[5].start == long.decode()[:200]
     assert found[6].start == "{"
+
+
+def test_a_line_that_is_a_little_too_long_is_one_line(tmp_path):
+    """Even where a byte order mark comes before it."""
+    good = json.dumps({"prompt": "Hi", "response": "Hello"}).encode()
+    path = tmp_path / "a.jsonl"
+    for mark in (b"", b"\xef\xbb\xbf"):
+        for size in range(MAX_LINE_BYTES - 1, MAX_LINE_BYTES + 5):
+            path.write_bytes(mark + b"x" * size + b"\n" + good)
+            lines = dict(read_lines(path))
+            assert list(lines) == [1, 2] and lines[2] == good
+            assert ("too long" in _reject(lines[1]).kind) == (size >= MAX_LINE_BYTES)

@@ -45,6 +45,14 @@ def test_shipped_word_problems_are_what_the_generator_makes():
     assert held_out_prompts("word_problems", 20) == prompts[:20]
 
 
+def test_no_more_shipped_prompts_than_there_are():
+    assert default_prompts("code", 5) == default_prompts("code")[:5]
+    count = len(default_prompts("code"))
+    for wrong in (0, count + 1):
+        with pytest.raises(ValueError, match=f"num_prompts={wrong}: must be between 1 and {count}"):
+            default_prompts("code", wrong)
+
+
 def test_code_prompts_take_turns_among_modules():
     prompts = held_out_prompts("code", 10)
     assert prompts == held_out_prompts("code", 20)[:10]

@@ -32,14 +32,6 @@ CONFIG = fd.TargetConfig(
 SIZES = Sizes(prompt=16, slots=64, max_slots=128)
 BLOCK_SIZE = 5
 ROW_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed", "row_ids")
-# Costs that make flex take one step alone: plain, sequential with 3 drafts, parallel with 4. The
-# steps to choose from are the same for all of them.
-FREE, DEAR = 1e-3, 10.0
-FORCING = (
-    StepCosts(5, 4, 128, {0: FREE, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: DEAR}),
-    StepCosts(5, 4, 128, {0: DEAR, 3: FREE, 4: DEAR}, FREE, {3: 9 * DEAR, 4: 0.9 * DEAR}),
-    StepCosts(5, 4, 128, {0: DEAR, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: FREE}),
-)
 
 
 def noisy(params, scale: float, seed: int):
@@ -141,13 +133,28 @@ def decode(begin) -> Callable[..., fd.GenerateOutput]:
 
 
 @pytest.fixture(scope="session")
-def plain(decode, prompts: list[list[int]]) -> list[list[int]]:
-    """What the target alone writes behind each prompt, 40 tokens."""
-    return decode(None, prompts, 40, "ar").tokens
+def forcing() -> dict[int, StepCosts]:
+    """Costs that make flex take one step alone, whatever the drafts are worth.
+
+    By the number of drafts that it verifies: plain, sequential with 3, parallel with 4. The steps
+    to choose from are the same for all of them.
+    """
+    free, dear = 1e-6, 1e6
+    return {
+        0: StepCosts(5, 8, 64, {0: free, 3: dear, 4: dear}, dear, {3: 3 * dear, 4: dear}),
+        3: StepCosts(5, 8, 64, {0: dear, 3: free, 4: dear}, free, {3: dear, 4: 0.5 * dear}),
+        4: StepCosts(5, 8, 64, {0: dear, 3: dear, 4: dear}, dear, {3: 3 * dear, 4: free}),
+    }
 
 
 @pytest.fixture
-def turns(monkeypatch):
+def turns(monkeypatch, forcing):
     """Makes flex take another kind of step in each round."""
-    costs = itertools.cycle(FORCING)
+    costs = itertools.cycle(forcing.values())
     monkeypatch.setattr(CostModel, "at", lambda self, batch_size, num_slots: next(costs))
+
+
+@pytest.fixture(scope="session")
+def plain(decode, prompts: list[list[int]]) -> list[list[int]]:
+    """What the target alone writes behind each prompt, 40 tokens."""
+    return decode(None, prompts, 40, "ar").tokens

@@ -18,6 +18,7 @@ from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.batch import Decoding, start
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.loop import run
+from flexdraft_jax.decoding.memory import Work, memory_limit, plan_memory
 from flexdraft_jax.decoding.requests import Request, check_requests
 from flexdraft_jax.decoding.sizes import Sizes
 from flexdraft_jax.models.draft import spread_draft
@@ -206,6 +207,13 @@ def test_the_loop_moves_no_cache_and_two_sums_a_layer():
     own = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(decoding.state.cache))
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= own > memory.temp_size_in_bytes
+    work = Work(block_size=1, num_groups=1, chunk=8, draws=False)
+    plan = plan_memory(target, None, work, 8, 128)
+    assert plan.cache == own
+    assert plan.weights == sum(
+        x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(target.params)
+    )
+    assert memory_limit(target) <= memory_limit(fd.init_target(config, jax.random.key(0))) // 8
     pattern = r" = (\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\("
     found = Counter(re.findall(pattern, compiled.as_text()))
     # Of four rows: two sums a layer and the embedding; then the largest logit and its place.

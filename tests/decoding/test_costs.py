@@ -23,7 +23,7 @@ from flexdraft_jax.decoding.costs import (
     profile_path,
     save_profile,
 )
-from flexdraft_jax.evaluation.benchmark import RANDOM_TARGETS
+from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
 
 # Qwen3-8B with a drafter of the published size.
 LARGE = fd.TargetConfig("qwen3", 151936, 4096, 12288, 36, 32, 8, 128)
@@ -143,16 +143,21 @@ def test_a_profile_is_given_or_named_or_found(monkeypatch, tmp_path):
     monkeypatch.setenv(PROFILES_VARIABLE, str(tmp_path))
     models = LARGE, LARGE_DRAFT, "float32"
     profile = Profile((COSTS,))
-    assert find_profile(*models, None) is None
-    assert find_profile(*models, profile) is profile
+    assert find_profile(*models, None, 4) is None
+    assert find_profile(*models, profile, 4) is profile
     save_profile(profile, tmp_path / "named.json")
-    assert find_profile(*models, tmp_path / "named.json") == profile
+    assert find_profile(*models, tmp_path / "named.json", 4) == profile
     save_profile(profile, profile_path(*models))
-    assert find_profile(*models, None) == profile
+    assert find_profile(*models, None, 4) == profile
     with pytest.raises(ValueError, match="missing.json: not a profile"):
-        find_profile(*models, str(tmp_path / "missing.json"))
+        find_profile(*models, str(tmp_path / "missing.json"), 4)
     with pytest.raises(TypeError, match="profile=3: must be a Profile, a path or None"):
-        find_profile(*models, 3)
+        find_profile(*models, 3, 4)
+    # What lies in the usual place may have other block sizes; what was asked for must not.
+    assert find_profile(*models, None, 8) == profile
+    for given, name in ((profile, ""), (tmp_path / "named.json", "='.*named.json'")):
+        with pytest.raises(ValueError, match=rf"profile{name}: .* block_size=8, only of \[4\]"):
+            find_profile(*models, given, 8)
 
 
 def test_what_was_measured_counts_and_sizes_between_are_scaled():
@@ -219,4 +224,4 @@ def test_a_home_that_is_none_has_no_profile(monkeypatch):
 
     monkeypatch.delenv(PROFILES_VARIABLE)
     monkeypatch.setattr(module.pathlib.Path, "home", no_home)
-    assert find_profile(LARGE, LARGE_DRAFT, "float32", None) is None
+    assert find_profile(LARGE, LARGE_DRAFT, "float32", None, 16) is None

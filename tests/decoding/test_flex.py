@@ -14,7 +14,7 @@ from flexdraft_jax.decoding.costs import Profile, StepCosts, Variant
 from flexdraft_jax.decoding.flex import (
     FlexCosts,
     choose_variant,
-    empty_record,
+    empty_history,
     note_block,
     note_verdict,
 )
@@ -30,18 +30,18 @@ DRAFTS = [variant.drafts for variant in VARIANTS]
 
 
 @functools.partial(jax.jit, static_argnames="variants")
-def choose(flex_costs, record, survival, remaining, num_steps, variants=VARIANTS):
-    return choose_variant(variants, flex_costs, record, survival, remaining, num_steps)
+def choose(flex_costs, history, survival, remaining, num_steps, variants=VARIANTS):
+    return choose_variant(variants, flex_costs, history, survival, remaining, num_steps)
 
 
-def chosen(costs, usual, now, *, remaining=10, num_steps=0, refilled=True, **record) -> int:
+def chosen(costs, usual, now, *, remaining=10, num_steps=0, refilled=True, **history) -> int:
     """Index of the choice, for rows with these usual curves and these blocks, [B, n - 1] each."""
     usual, now = np.atleast_2d(usual).astype(np.float32), np.atleast_2d(now).astype(np.float32)
     rows, drafts = usual.shape
     known = dataclasses.replace(
-        empty_record(rows, drafts + 1),
+        empty_history(rows, drafts + 1),
         survival=jnp.asarray(usual),
-        **{name: jnp.asarray(value) for name, value in record.items()},
+        **{name: jnp.asarray(value) for name, value in history.items()},
     )
     flex_costs = FlexCosts(jnp.asarray(costs, jnp.float32), jnp.asarray(refilled))
     remaining, num_steps = (jnp.broadcast_to(jnp.asarray(x), rows) for x in (remaining, num_steps))
@@ -174,21 +174,21 @@ def test_a_batch_that_is_not_refilled_waits_for_its_slow_rows():
     )
 
 
-def test_what_a_record_remembers():
+def test_what_a_history_remembers():
     survival = jnp.array([[0.5, 0.25, 0.125]])
     hope = 0.8 ** np.arange(1, 4)
-    record = note_block(empty_record(1, 4), survival)
-    np.testing.assert_allclose(record.survival[0], hope + survival[0], rtol=1e-6)
-    record = note_verdict(record, survival, jnp.array([2]), jnp.array([1]))
-    assert record.accepted == 1 and record.expected == 0.75 and record.idle == 1
-    record = note_verdict(record, survival, jnp.array([0]), jnp.array([0]))
-    np.testing.assert_allclose([record.accepted[0], record.expected[0]], [0.9, 0.675])
-    assert record.idle == 2
+    history = note_block(empty_history(1, 4), survival)
+    np.testing.assert_allclose(history.survival[0], hope + survival[0], rtol=1e-6)
+    history = note_verdict(history, survival, jnp.array([2]), jnp.array([1]))
+    assert history.accepted == 1 and history.expected == 0.75 and history.idle == 1
+    history = note_verdict(history, survival, jnp.array([0]), jnp.array([0]))
+    np.testing.assert_allclose([history.accepted[0], history.expected[0]], [0.9, 0.675])
+    assert history.idle == 2
     # Two steps fade what was known, whatever they were.
-    record = note_block(record, jnp.zeros((1, 3)))
-    assert record.idle == 0
-    np.testing.assert_allclose(record.survival[0], 0.81 * (hope + survival[0]), rtol=1e-6)
-    np.testing.assert_allclose(record.blocks, 0.81 * 2 + 1)
+    history = note_block(history, jnp.zeros((1, 3)))
+    assert history.idle == 0
+    np.testing.assert_allclose(history.survival[0], 0.81 * (hope + survival[0]), rtol=1e-6)
+    np.testing.assert_allclose(history.blocks, 0.81 * 2 + 1)
 
 
 def profile_of(verify, draft, parallel) -> Profile:
@@ -208,22 +208,14 @@ def any_profile(rng: np.random.Generator) -> Profile:
     return profile_of(verify, draft, {3: 1.5 * sequential[0], 4: 0.5 * sequential[1]})
 
 
-# What every one of the four steps needs to be chosen, whatever the drafts are worth.
-FREE, DEAR = 1e-6, 1e6
-FORCING = {
-    0: profile_of([FREE, DEAR, DEAR], DEAR, {3: 3 * DEAR, 4: DEAR}),
-    2: profile_of([DEAR, FREE, DEAR], FREE, {3: DEAR, 4: 0.5 * DEAR}),
-    3: profile_of([DEAR, DEAR, DEAR], DEAR, {3: 3 * DEAR, 4: FREE}),
-}
-
-
-@pytest.mark.parametrize("index", FORCING)
+@pytest.mark.parametrize("num_drafts", [0, 3, 4])
 @pytest.mark.parametrize("which", ["draft", "foreign_draft"])
-def test_absurd_costs_force_every_step(decode, prompts, plain, index, which, request):
+def test_absurd_costs_force_every_step(decode, prompts, plain, forcing, num_drafts, which, request):
     draft = request.getfixturevalue(which)
-    out = decode(draft, prompts, 40, "flex", 0.0, profile=FORCING[index])
+    profile = Profile((forcing[num_drafts],))
+    out = decode(draft, prompts, 40, "flex", 0.0, profile=profile)
     assert out.tokens == plain
-    assert {v for row in out.verify_lengths for v in row} == {VARIANTS[index].num_drafts}
+    assert {v for row in out.verify_lengths for v in row} == {num_drafts}
 
 
 @pytest.mark.parametrize("which", ["draft", "foreign_draft"])
@@ -245,7 +237,7 @@ def test_any_step_may_follow_any_other(begin, decode, prompts, which, temperatur
             state = decoding.state
             index = choose(
                 decoding.flex_costs(state),
-                state.record,
+                state.history,
                 state.block.survival,
                 (state.budget - state.num_emitted) * state.active,
                 state.num_steps,
@@ -268,8 +260,8 @@ def test_another_profile_compiles_nothing(begin, draft, prompts):
     assert run._cache_size() == compiled
 
 
-def test_no_row_verifies_more_than_its_threshold_lets_it(decode, draft, prompts):
-    generous = FORCING[3]
+def test_no_row_verifies_more_than_its_threshold_lets_it(decode, draft, prompts, forcing):
+    generous = Profile((forcing[4],))
     out = decode(draft, prompts, 40, "flex", 0.3, profile=generous)
     fixed = decode(draft, prompts, 40, "parallel", 0.3)
     assert out.verify_lengths == fixed.verify_lengths
@@ -287,8 +279,9 @@ def test_rejection_is_repeatable_and_leaves_greedy_rows_alone(decode, draft, pro
     assert first.tokens[0] == plain[0] and first.tokens[4] == plain[4]
 
 
-def test_flex_is_the_default_and_without_a_draft_it_is_plain(target, draft, prompts):
-    out = fd.generate(target, draft, prompts[:2], 12, confidence_threshold=0.0, profile=FORCING[2])
+def test_flex_is_the_default_and_without_a_draft_it_is_plain(target, draft, prompts, forcing):
+    profile = Profile((forcing[3],))
+    out = fd.generate(target, draft, prompts[:2], 12, confidence_threshold=0.0, profile=profile)
     assert {v for row in out.verify_lengths for v in row} == {3}  # What these costs force.
     out = fd.generate(target, None, prompts[:2], 12)
     assert out == fd.generate(target, None, prompts[:2], 12, schedule="ar")

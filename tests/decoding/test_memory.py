@@ -6,8 +6,9 @@ import jax
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.decoding import memory
+from flexdraft_jax.decoding import batch, memory
 from flexdraft_jax.decoding.batch import begin
+from flexdraft_jax.decoding.costs import Profile, StepCosts
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.loop import read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory, plan_memory
@@ -71,17 +72,47 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(target, draft,
     work = Work(block_size=5, num_groups=1, chunk=64, draws=False)
     device(20 * MIB)
     with pytest.raises(ValueError, match="batch of 4096 rows of 128 tokens.*20.0 MiB") as error:
-        check_memory(target, draft, work, 4096, 128)
+        check_memory(target, draft, lambda rows: work, 4096, 128)
     fitting = int(str(error.value).rpartition(" ")[-1])
     assert fitting > 1
-    check_memory(target, draft, work, fitting, 128)
+    check_memory(target, draft, lambda rows: work, fitting, 128)
     with pytest.raises(ValueError, match=f"batch that fits is {fitting}$"):
-        check_memory(target, draft, work, fitting + 1, 128)
+        check_memory(target, draft, lambda rows: work, fitting + 1, 128)
     device(1000)
     with pytest.raises(ValueError, match="1000.0 B; not even one row fits"):
-        check_memory(target, draft, work, 2, 128)
+        check_memory(target, draft, lambda rows: work, 2, 128)
     device(None)
-    check_memory(target, draft, work, 10**6, 10**6)
+    check_memory(target, draft, lambda rows: work, 10**6, 10**6)
+
+
+def parallel_below(rows: int) -> Profile:
+    """Makes flex take parallel steps, which need more memory, in smaller batches alone."""
+    cheap = StepCosts(5, rows - 1, 256, {0: 1.0, 3: 9.0, 4: 9.0}, 9.0, {3: 1.0, 4: 1.0})
+    dear = dataclasses.replace(cheap, batch_size=rows, parallel={3: 99.0, 4: 99.0})
+    return Profile((cheap, dear))
+
+
+@pytest.mark.parametrize(("length", "mib"), [(200, 8), (200, 20), (1, 2), (1, 4)])
+@pytest.mark.parametrize("profile", [None, parallel_below(16)])
+def test_generate_takes_the_batch_that_it_names(
+    target, draft, device, monkeypatch, length, mib, profile
+):
+    """Though fewer rows read more of a prompt at once, and take other steps."""
+    begun: list[int] = []
+
+    def begin(target, draft, program, requests, *others):
+        begun.append(len(requests))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "begin", begin)
+    device(mib * MIB)
+    rows = [[1] * length] * 64
+    with pytest.raises(ValueError, match="the largest batch that fits is") as error:
+        fd.generate(target, draft, rows, 9, profile=profile)
+    fitting = int(str(error.value).rpartition(" ")[-1])
+    with pytest.raises(KeyboardInterrupt):
+        fd.generate(target, draft, rows[:fitting], 9, profile=profile)
+    assert begun == [fitting]
 
 
 def test_generate_and_the_engine_refuse_before_anything_is_there(target, draft, device):
@@ -108,6 +139,17 @@ def test_the_engine_takes_the_longest_rows_that_fit(target, draft, monkeypatch):
 def test_the_limit_of_a_cpu_is_its_memory(target):
     limit = memory.memory_limit(target)
     assert limit is not None and 2**30 < limit < 2**50
+
+
+@pytest.mark.parametrize(("text", "limit"), [("1048576\n", 2**20), ("max\n", None), (None, None)])
+def test_a_container_may_have_less(target, monkeypatch, tmp_path, text, limit):
+    whole = memory.memory_limit(target)
+    path = tmp_path / "memory.max"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (str(path), str(tmp_path / "version_1")))
+    found = memory.memory_limit(target)
+    assert found == limit if limit else found >= whole
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.evaluation import benchmark
+from flexdraft_jax.evaluation import benchmark, random_targets
 from flexdraft_jax.evaluation.benchmark import (
     BenchmarkSettings,
     benchmark_models,
@@ -47,8 +47,8 @@ def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
 
 
 def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
-    monkeypatch.setitem(benchmark.RANDOM_TARGETS, "1m", models.target.config)
-    monkeypatch.setattr(benchmark, "_RANDOM_DRAFT_LAYERS", 1)
+    monkeypatch.setitem(random_targets.RANDOM_TARGETS, "1m", models.target.config)
+    monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
     report = benchmark_random("1m", dataclasses.replace(SETTINGS, batch_sizes=(1, 2)))
     methods = [(row.batch_size, row.method.rsplit(",", 1)[0]) for row in report.decoding]
     peers = [(1, "huggingface"), (1, "huggingface, prompt lookup"), (2, "huggingface")]
@@ -61,8 +61,8 @@ def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
 def test_forced_acceptance_times_the_schedules_of_a_random_target(
     models, monkeypatch, tmp_path
 ) -> None:
-    monkeypatch.setitem(benchmark.RANDOM_TARGETS, "1m", models.target.config)
-    monkeypatch.setattr(benchmark, "_RANDOM_DRAFT_LAYERS", 1)
+    monkeypatch.setitem(random_targets.RANDOM_TARGETS, "1m", models.target.config)
+    monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
     monkeypatch.setattr(benchmark, "has_torch", lambda: False)
     settings = dataclasses.replace(SETTINGS, batch_sizes=(1, 2), forced_acceptance=1.0)
     report = benchmark_random("1m", settings)
@@ -74,6 +74,11 @@ def test_forced_acceptance_times_the_schedules_of_a_random_target(
     assert table.note.startswith("Each draft accepted by force, probability 1. 1-2 prompts,")
     plot_throughput(report.decoding, str(tmp_path / "plot.png"))
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_random_weights_have_the_dtype_that_was_asked_for() -> None:
+    target, draft = random_targets.random_models("1m", 4, "bfloat16")
+    assert target.dtype == draft.params["mask_embedding"].dtype == "bfloat16"
 
 
 def test_unknown_random_targets_are_refused() -> None:
@@ -118,6 +123,6 @@ def test_settings_out_of_range_are_refused(field: str, value, message: str) -> N
 
 @pytest.mark.parametrize(("name", "millions"), [("1m", 1), ("10m", 10), ("100m", 100)])
 def test_random_targets_are_as_large_as_their_name(name: str, millions: int) -> None:
-    shapes = fd.models.target.target_shapes(benchmark.RANDOM_TARGETS[name])
-    text = describe_size(fd.Target(benchmark.RANDOM_TARGETS[name], shapes), None)
+    shapes = fd.models.target.target_shapes(random_targets.RANDOM_TARGETS[name])
+    text = describe_size(fd.Target(random_targets.RANDOM_TARGETS[name], shapes), None)
     assert float(text.split()[0]) == pytest.approx(millions, rel=0.15)

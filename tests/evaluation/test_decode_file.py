@@ -1,8 +1,10 @@
 """Files of requests: answers in order, bad lines in place, and a run that goes on anywhere."""
 
 import dataclasses
+import fcntl
 import io
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -31,17 +33,17 @@ ERRORS = {
     2: "not JSON",
     5: "needs exactly one of prompt, messages, token_ids; has none",
     6: "needs exactly one of prompt, messages, token_ids; has prompt, token_ids",
-    7: "temperature[0]=-1.0: must be 0 or more",
-    8: "max_new_tokens[0]='9': must be an integer",
-    9: "prompts[0][1]=260: must be a token id between 0 and 259",
+    7: "temperature=-1.0: must be 0 or more",
+    8: "max_new_tokens='9': must be an integer",
+    9: "prompt[1]=260: must be a token id between 0 and 259",
     10: "prompt=7: must be a string",
     11: "system message not first",
     12: "messages end with the assistant's",
     13: "prompt must not be empty",
     14: "not UTF-8",
     15: "together they must be at most max_length=128",
-    16: "prompts[0]='ab': must be a list of token ids",
-    17: "temperature[0]=[0.5]: must be a number",
+    16: "prompt='ab': must be a list of token ids",
+    17: "temperature=[0.5]: must be a number",
     18: "not an object",
 }
 LINES = [
@@ -194,6 +196,53 @@ def test_a_run_goes_on_from_wherever_it_was_cut(answered, decode, file, tmp_path
     ]
 
 
+def test_answers_stay_where_their_stats_are_gone(answered, decode, file, tmp_path):
+    """None is decoded again, and what they say themselves is counted."""
+    output = tmp_path / "answers.jsonl"
+    kept = answered[0].read_bytes().replace(b'"text": "', b'"text": "kept ')
+    output.write_bytes(kept)
+    shutil.copy(f"{answered[0]}.settings.json", f"{output}.settings.json")
+    summary = decode(file, output)
+    assert output.read_bytes() == kept
+    assert summary.endings == answered[1].endings
+    assert summary.num_tokens == answered[1].num_tokens > 0
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("content", [b"mine\n", b"mine", b'{"line": 1}\n{"line": 2, "x": 3}\n'])
+def test_another_file_in_the_place_of_stats_stays(answered, decode, file, tmp_path, begun, content):
+    output = tmp_path / "answers.jsonl"
+    stats_path(output).write_bytes(content)
+    if begun:
+        shutil.copy(answered[0], output)
+        shutil.copy(f"{answered[0]}.settings.json", f"{output}.settings.json")
+    message = "its line 1 is not what was written there" if begun else "another file of that name"
+    with pytest.raises(ValueError, match=f"answers.jsonl.stats.jsonl: .*{message}"):
+        decode(file, output)
+    assert stats_path(output).read_bytes() == content
+    assert output.exists() == begun
+    if begun:
+        assert output.read_bytes() == answered[0].read_bytes()
+
+
+def test_one_run_at_a_time_writes_a_file(answered, decode, file):
+    with answered[0].open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="answers.jsonl': another run is writing this file"):
+            decode(file, answered[0])
+    assert decode(file, answered[0]) == answered[1]
+
+
+def test_what_can_be_read_only_once_is_refused(decode, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(
+            ValueError, match="must be a regular file, as it is read more than once"
+        ):
+            decode(path, tmp_path / "new.jsonl")
+    assert [found.name for found in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_run_may_go_on_without_a_draft(answered, models, file, tmp_path):
     """Nor do batch size and threshold matter."""
     output = tmp_path / "answers.jsonl"
@@ -256,6 +305,11 @@ def test_an_interrupted_run_writes_whole_lines_in_order(
 def test_other_settings_and_other_files_are_refused(answered, models, decode, file, tmp_path):
     with pytest.raises(ValueError, match="seed was 3, is 4"):
         decode(file, answered[0], dataclasses.replace(SETTINGS, seed=4))
+    other = tmp_path / "other.jsonl"
+    other.write_text("{}\n")
+    with pytest.raises(ValueError, match="something else: the input has other content; choose"):
+        decode(other, answered[0])
+    other.unlink()
     half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), models.target.params)
     target = dataclasses.replace(models.target, params=half)
     others = dataclasses.replace(models, target=target, draft=None)
@@ -264,7 +318,7 @@ def test_other_settings_and_other_files_are_refused(answered, models, decode, fi
         decode_file(file, answered[0], others, engine, SETTINGS, Console(file=io.StringIO()))
     with pytest.raises(ValueError, match="there is another file of that name"):
         decode(file, file)
-    with pytest.raises(ValueError, match=r"top_p\[0\]=0.0"):
+    with pytest.raises(ValueError, match="top_p=0.0"):
         decode(file, tmp_path / "new.jsonl", dataclasses.replace(SETTINGS, top_p=0.0))
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError):

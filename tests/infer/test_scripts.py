@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 import flexdraft_jax as fd
 from flexdraft_jax.data.chat import build_byte_tokenizer, encode_turn
@@ -48,6 +49,7 @@ def test_generate_writes_the_text_and_nothing_else_to_stdout(
 
 def test_generate_compares_with_plain_decoding(run_script, capsys) -> None:
     random = ["--temperature=0.8", "--top_k=50", "--top_p=0.95", "--min_p=0.01", "--seed=3"]
+    random.append("--mesh=data=1")
     run_script("generate", "--prompt=hello", BUDGET, "--compare", "--schedule=parallel", *random)
     report = capsys.readouterr().err
     assert "Equal to plain decoding, token for token: yes" in report
@@ -65,10 +67,10 @@ def test_generate_compares_with_plain_decoding(run_script, capsys) -> None:
         ),
         (["--prompt=a", "--block_size=1"], "block_size=1: must be at least 2"),
         (["--prompt=a", "--temperature=-0.5"], "temperature=-0.5: must be 0 or more"),
-        (["--prompt=a", "--top_k=-1"], "top_k=-1 .*: must be 0 or more"),
+        (["--prompt=a", "--top_k=-1"], "top_k=-1: must be 0 or more"),
         (["--prompt=a", "--top_p=0"], "top_p=0.0: must be above 0 and at most 1"),
         (["--prompt=a", "--min_p=2"], "min_p=2.0: must be between 0 and 1"),
-        (["--prompt=a", "--seed=-1"], "seed=-1 .*: must be 0 or more"),
+        (["--prompt=a", "--seed=-1"], "seed=-1: must be 0 or more"),
         (["--prompt=a", "--max_new_tokens=5000"], "max_position_embeddings=1024"),
     ],
 )
@@ -105,9 +107,37 @@ def test_measured_steps_are_found_by_decoding(
     (path,) = tmp_path.iterdir()
     target = fd.load_target(directory / "target")
     draft = fd.load_draft(directory / "draft", target)
-    found = find_profile(target.config, draft.config, target.dtype, None)
+    found = find_profile(target.config, draft.config, target.dtype, None, 4)
     assert found == load_profile(path)
     assert [(c.block_size, c.batch_size, c.num_slots) for c in found.costs] == [(4, 1, 32)]
+
+
+@pytest.mark.parametrize("script", ["measure_steps", "benchmark"])
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--batch_sizes=x", "--batch_sizes=x: must be integers with commas between them"),
+        ("--batch_sizes=1,0", "--batch_sizes=1,0: must be .* each at least 1"),
+        ("--batch_sizes=", "--batch_sizes=: must be"),
+        ("--block_sizes=1", "--block_sizes=1: must be .* each at least 2"),
+    ],
+)
+def test_lists_of_sizes_are_checked(run_script, script, argument, message) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run_script(script, argument)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("measure_steps", ["--num_steps=0"], "num_steps"),
+        ("measure_steps", ["--random_target=1m"], "random_target, target"),
+        ("benchmark", ["--random_target=1m"], "random_target, target"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(run_script, script, arguments, message) -> None:
+    with pytest.raises(flags.IllegalFlagValueError, match=message):
+        run_script(script, *arguments)
 
 
 def test_measured_steps_need_a_draft(run_script, directory) -> None:
@@ -144,6 +174,12 @@ def test_measure_acceptance_writes_a_line_per_domain_and_temperature(
     ]
     assert markdown.read_text().count("| 0.5 |") == 2
     assert "rejection" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["measure_acceptance", "measure_tau"])
+def test_more_prompts_than_there_are_is_an_error(run_script, script) -> None:
+    with pytest.raises(SystemExit, match="num_prompts=1000: must be between 1 and"):
+        run_script(script, "--num_prompts=1000")
 
 
 def test_demo_ends_with_a_verdict(run_script, capsys) -> None:

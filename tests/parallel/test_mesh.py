@@ -18,8 +18,10 @@ from flexdraft_jax.parallel.axes import LOGICAL_AXES
 from flexdraft_jax.parallel.mesh import (
     MESH_AXES,
     RULES,
+    MeshConfig,
     make_mesh,
     optimizer_shardings,
+    parse_mesh,
     put,
     replicated,
     row_sharding,
@@ -163,3 +165,25 @@ def test_devices_lie_in_the_order_of_their_processes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     processes = [device.process_index for device in make_mesh(fsdp=8).devices.flat]
     assert processes == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [("tensor=1", (0, 1, 1)), ("data=2,tensor=4", (2, 1, 4)), ("fsdp=8,data=3", (3, 8, 1))],
+)
+def test_a_mesh_as_text(text: str, sizes: tuple[int, ...]) -> None:
+    assert parse_mesh(text) == MeshConfig(*sizes)
+
+
+@pytest.mark.parametrize("text", ["", "4", "model=2", "tensor=2,tensor=2", "tensor=-1", "tensor="])
+def test_text_that_is_no_mesh(text: str) -> None:
+    with pytest.raises(ValueError, match=f"mesh='{text}': must be sizes of data, fsdp, tensor"):
+        parse_mesh(text)
+
+
+def test_data_takes_the_devices_that_are_left_over() -> None:
+    assert MeshConfig().build().shape["data"] == jax.device_count()
+    with pytest.raises(ValueError, match="tensor=0: must be at least 1"):
+        parse_mesh("tensor=0")
+    with pytest.raises(ValueError, match=r"tensor=\d+ is \d+ devices, but there are"):
+        MeshConfig(tensor=jax.device_count() + 1).build()
