@@ -197,6 +197,23 @@ def constrain(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetCon
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, logical_axes, tree, config))
 
 
+def gather(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetConfig) -> Any:
+    """Within a compiled program: weights whole along `fsdp`, for a loop that uses them each time.
+
+    Within the loop XLA would put their parts together in every round. Arguments are those of
+    `constrain`.
+    """
+    if mesh is None:
+        return tree
+
+    def place(sharding: NamedSharding) -> NamedSharding:
+        axes = (tuple(n for n in names or () if n != "fsdp") for names in sharding.spec)
+        return NamedSharding(mesh, PartitionSpec(*(names or None for names in axes)))
+
+    places = jax.tree.map(place, shardings(mesh, logical_axes, tree, config))
+    return jax.lax.with_sharding_constraint(tree, places)
+
+
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Within a compiled program: [B, ...] has its rows spread and is whole else.
 

@@ -21,8 +21,10 @@ import jax.numpy as jnp
 import optax
 
 from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.models.draft import draft_logical_axes
 from flexdraft_jax.models.flexdraft import FlexDraft, PackedPass
-from flexdraft_jax.models.target import Target
+from flexdraft_jax.models.target import Target, target_logical_axes
+from flexdraft_jax.parallel.mesh import gather
 from flexdraft_jax.training.accumulation import accumulate, add
 from flexdraft_jax.training.anchors import Groups, sample_groups
 from flexdraft_jax.training.config import DraftStepConfig, ObjectiveConfig, TrainDraftConfig
@@ -153,6 +155,11 @@ def loss_and_gradients(
     num_groups = groups.anchors.shape[1]
     num_counted = jnp.maximum(jnp.sum(groups.counted[:, :, 1:]), 1)
     params = _cast(draft_params, config.compute_dtype)
+    # All chunks of groups use them, and they are most of what a chunk would gather.
+    head = "embed" if model.config.tie_word_embeddings else "lm_head"
+    target_params = _gathered(model, target_params, target_logical_axes(model.config), head)
+    axes = draft_logical_axes(model.config, model.draft_config)
+    params = _gathered(model, params, axes, "calibration")
 
     def microbatch(total: Params, part: tuple[Rows, Groups]) -> tuple[Params, SlotScores]:
         rows, groups = part
@@ -263,6 +270,11 @@ def expected_logits(
 
 def _apply(model: FlexDraft, params: Params, method: str, *args: Any) -> Any:
     return model.apply({"params": params}, *args, method=method)
+
+
+def _gathered(model: FlexDraft, params: Params, axes: Params, name: str) -> Params:
+    """The parameters with one part of them whole along `fsdp`."""
+    return {**params, name: gather(params[name], model.mesh, axes[name], model.config)}
 
 
 def _cast(params: Params, dtype: str) -> Params:
