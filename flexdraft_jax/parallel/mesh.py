@@ -207,11 +207,15 @@ def gather(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetConfig
         return tree
 
     def place(sharding: NamedSharding) -> NamedSharding:
-        axes = (tuple(n for n in names or () if n != "fsdp") for names in sharding.spec)
-        return NamedSharding(mesh, PartitionSpec(*(names or None for names in axes)))
+        # Of weights, each dimension lies on one mesh axis at most.
+        return NamedSharding(mesh, PartitionSpec(*(_other_than("fsdp", n) for n in sharding.spec)))
 
     places = jax.tree.map(place, shardings(mesh, logical_axes, tree, config))
     return jax.lax.with_sharding_constraint(tree, places)
+
+
+def _other_than(axis: str, names: Any) -> Any:
+    return None if names in (axis, (axis,)) else names
 
 
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:

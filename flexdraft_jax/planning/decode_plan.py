@@ -20,7 +20,7 @@ from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import sizes_of
 from flexdraft_jax.decoding.state import DecodeState, init_state
 from flexdraft_jax.decoding.steps import DecodeProgram
-from flexdraft_jax.models.cache import init_cache
+from flexdraft_jax.models.cache import Cache, init_cache
 from flexdraft_jax.models.draft import draft_logical_axes, draft_shapes
 from flexdraft_jax.models.flexdraft import FlexDraft
 from flexdraft_jax.models.target import target_logical_axes, target_shapes
@@ -160,7 +160,7 @@ def lower_step(case: DecodeCase, step: DecodeStep) -> tuple[Lowered, dict[str, A
         "weights": target,
         "draft": params.get("draft", ()),
         "cache": state.cache,
-        "rows": dataclasses.replace(state, cache=()),
+        "rows": dataclasses.replace(state, cache=Cache((), ())),
     }
     if step.name == "prefill":
         rows = row_sharding(mesh, step.batch_size)
