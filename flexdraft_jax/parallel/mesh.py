@@ -214,10 +214,6 @@ def gather(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetConfig
     return jax.lax.with_sharding_constraint(tree, places)
 
 
-def _other_than(axis: str, names: Any) -> Any:
-    return None if names in (axis, (axis,)) else names
-
-
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Within a compiled program: [B, ...] has its rows spread and is whole else.
 
@@ -337,3 +333,7 @@ def _spec(
             both = [axis for axis, mesh_axes in zip(axes, spec, strict=True) if name in mesh_axes]
             raise ValueError(f"{' and '.join(both)} of shape {shape} both lie on {name}")
     return PartitionSpec(*(mesh_axes or None for mesh_axes in spec))
+
+
+def _other_than(axis: str, names: Any) -> Any:
+    return None if names in (axis, (axis,)) else names
