@@ -9,10 +9,10 @@
     python train/train_draft.py --pod --config configs/qwen3_8b_v5e_256.py --target Qwen3-8B \
         --data data --work_dir /shared/qwen3_8b_draft
 
-The first two commands need no slice: the first holds the whole target on one device, so run it
-where that has room (one process a device, `JAX_NUM_PROCESSES` of them, share the lines), the second
-on any machine. The third runs on every host, with paths on a file system that all of them see.
-Then `train/export_draft.py` writes the best drafter out, on one host with `JAX_PLATFORMS=cpu`.
+The first two commands need no slice: the first shares the lines among hosts, each of which may
+spread the target over its own devices (`--mesh tensor=4`); the second runs on any machine. The
+third runs on every host, with paths on a file system that all of them see. Then
+`train/export_draft.py` writes the best drafter out, on one host with `JAX_PLATFORMS=cpu`.
 
 Samples: 400,000 conversations of about 1,500 tokens, in 300,000 rows of 2,048 tokens; 4 epochs are
 4,700 steps of 256 rows. Time: a step takes 16.9 PFLOP by `training/flops.py`; 256 chips of 197

@@ -102,10 +102,10 @@ def main(argv: Sequence[str]) -> None:
             repeats=_REPEATS.value,
             forced_acceptance=_FORCED_ACCEPTANCE.value,
         )
+        mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
         if _RANDOM_TARGET.value:
-            report = benchmark_random(_RANDOM_TARGET.value, settings, progress, _DTYPE.value)
+            report = benchmark_random(_RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh)
         else:
-            mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
             models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
             report = benchmark_models(models, settings, progress)
     for table in report.tables():

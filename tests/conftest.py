@@ -8,8 +8,11 @@ from JAX's persistent cache has crashed on the CPU.
 import dataclasses
 import gc
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,3 +75,53 @@ def models() -> Models:
     )
     draft = dataclasses.replace(draft, params=_noisy(draft.params, 0.02, seed=3))
     return Models(target, draft, build_byte_tokenizer(), "tiny")
+
+
+@pytest.fixture
+def run_on_eight_devices() -> Callable[[Path, str], None]:
+    """run_on_eight_devices(file, marks) runs its tests in a process that has eight devices."""
+
+    def run(file: Path, marks: str) -> None:
+        environment = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_")}
+        environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", marks, str(file)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout
+
+    return run
+
+
+# By the end of a weight's path, on data, fsdp and tensor; what is not there are the norms' scales.
+_WEIGHT_SPECS = {
+    "embed/embedding": ("tensor", "fsdp"),
+    "lm_head/kernel": ("fsdp", "tensor"),
+    "q_proj/kernel": ("fsdp", "tensor"),
+    "k_proj/kernel": ("fsdp", "tensor"),
+    "v_proj/kernel": ("fsdp", "tensor"),
+    "o_proj/kernel": ("tensor", "fsdp"),
+    "gate_proj/kernel": ("fsdp", "tensor"),
+    "up_proj/kernel": ("fsdp", "tensor"),
+    "down_proj/kernel": ("tensor", "fsdp"),
+    "hidden/kernel": ("tensor", "fsdp"),
+    "hidden/bias": ("fsdp",),
+    "output/kernel": ("fsdp", "tensor"),
+    "output/bias": ("tensor",),
+    "q_norm/scale": (),
+    "k_norm/scale": (),
+}
+
+
+@pytest.fixture(scope="session")
+def assert_weight_places() -> Callable[..., None]:
+    """assert_weight_places(params, mesh, num_kv_heads) holds each weight's place against a list."""
+
+    def check(params: Any, mesh: jax.sharding.Mesh, num_kv_heads: int) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            name = "/".join(key.key for key in path[-2:])
+            spec = _WEIGHT_SPECS.get(name, ("fsdp",))
+            if name[:6] in ("k_proj", "v_proj") and num_kv_heads % mesh.shape["tensor"]:
+                spec = ("fsdp", None)
+            wanted = jax.NamedSharding(mesh, jax.P(*spec))
+            assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), (name, leaf.sharding)
+
+    return check

@@ -6,6 +6,7 @@ python train/regenerate.py --input conversations.jsonl --target path/to/target \
 
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags
 
 from flexdraft_jax.data.chat import parse_template_kwargs
@@ -14,6 +15,7 @@ from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.parallel import processes
+from flexdraft_jax.parallel.mesh import parse_mesh
 from flexdraft_jax.training.regenerate import regenerate
 from flexdraft_jax.training.rewriting import Writer
 
@@ -23,6 +25,9 @@ _TARGET = flags.DEFINE_string(
 )
 _DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft, to be faster.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write.", required=True)
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Spread the weights over a host's devices, as in data=2,tensor=4."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Rows decoded together.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "Longest response, in tokens.")
 _SCHEDULE = flags.DEFINE_enum(
@@ -41,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     with bad_input_exits():
         processes.initialize(pod=_POD.value)
-        models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+        mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build(jax.local_devices())
+        models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
         writer = Writer(
             target=models.target,
             draft=models.draft,

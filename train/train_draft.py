@@ -10,7 +10,6 @@ JAX_PROCESS_ID set.
 
 from collections.abc import Sequence
 
-import jax
 from absl import app, flags, logging
 
 from flexdraft_jax.data.prepared import load_prepared
@@ -39,10 +38,12 @@ def main(argv: Sequence[str]) -> None:
     with bad_input_exits(), stopping_exits():
         processes.initialize(pod=_POD.value)
         config = load_config(_CONFIG.value, TrainDraftConfig, _SET.value)
-        # On a mesh, by way of the host: the target may be too large for one device.
-        where = None if config.mesh.build().size == 1 else jax.local_devices(backend="cpu")[0]
-        with jax.default_device(where):
-            models = load_models(_TARGET.value, dtype=config.step.compute_dtype)
+        mesh = config.mesh.build()
+        models = load_models(
+            _TARGET.value,
+            dtype=config.step.compute_dtype,
+            mesh=mesh if mesh.size > 1 else None,
+        )
         prepared = load_prepared(_DATA.value)
         train_draft(config, models.target, models.tokenizer, prepared, _WORK_DIR.value)
     if processes.is_main():

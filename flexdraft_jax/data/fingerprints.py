@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.checkpoints.safetensors import require_local
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.processes import to_host
 
 # Settings that are recorded as hashes, and what it means that one is another.
 _IN_WORDS = {
@@ -32,11 +32,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def target_fingerprint(target: Target) -> str:
-    """A hash of the target's configuration and weights, whichever dtype they were loaded in."""
+    """A hash of the target's configuration and weights, whichever dtype they were loaded in.
+
+    Of weights on a mesh over several processes, all of them have to ask.
+    """
     digest = hashlib.sha256(repr(target.config).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(target.params):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).astype(jnp.bfloat16).tobytes())
+        digest.update(to_host(leaf).astype(jnp.bfloat16).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flexdraft_jax.checkpoints.hf import save_target
@@ -33,6 +34,7 @@ from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, silent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import describe_mesh, mesh_of
 
 _RANDOM_PROMPT_TOKENS = 32
 # Tokens that Hugging Face's prompt lookup drafts: the default of its candidate generator.
@@ -176,6 +178,7 @@ def benchmark_random(
     settings: BenchmarkSettings,
     progress: Progress = silent,
     dtype: DTypeLike = "float32",
+    mesh: Mesh | None = None,
 ) -> BenchmarkReport:
     """Step costs of a target with random weights, and plain decoding beside Hugging Face.
 
@@ -186,11 +189,12 @@ def benchmark_random(
         settings: what to measure.
         progress: told about each part.
         dtype: of the weights.
+        mesh: as for `random_models`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or weights that do not divide among the mesh's devices.
     """
-    target, draft = random_models(name, settings.block_sizes[0], dtype)
+    target, draft = random_models(name, settings.block_sizes[0], dtype, mesh)
     steps = _steps(target, draft, settings, progress)
     options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens}
     methods = [schedule_method(target, None, "ar", **options)]
@@ -244,6 +248,9 @@ def _facts(
     profile = find_profile(target.config, draft.config, target.dtype, None, n)
     measured = profile is not None and profile.nearest(n, 1, 1) is not None
     facts = environment() | {"step costs of flex": "measured" if measured else "estimated"}
+    mesh = mesh_of(target.params)
+    if mesh is not None:
+        facts["mesh"] = describe_mesh(mesh)
     if peer is not None:
         lookup = f"prompt lookup of {_PROMPT_LOOKUP} tokens, which it has for batch 1 alone"
         facts["huggingface"] = f"{peer.description}, {lookup}"

@@ -17,6 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 from rich.console import Console
 
+from flexdraft_jax.data.fingerprints import claim_output, file_digest
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
 from flexdraft_jax.evaluation.file_stats import FileSummary, summarise
@@ -38,13 +39,14 @@ def decode_together(
     """`decode_file` on all processes, which call this alike; on one it is the same.
 
     Raises:
-        ValueError: as `decode_file`.
+        ValueError: as `decode_file`, or `output` was begun with another number of processes.
         FileNotFoundError: there is no file at `path`.
     """
     index, count = jax.process_index(), jax.process_count()
     if count == 1:
         return decode_file(path, output, models, engine, settings, console)
     output = Path(output)
+    claim_output(output, {"input": file_digest(path), "processes": count})
     share = write_share(path, output, index, count)
     decode_file(share, part_path(output, index, count), models, engine, settings, console)
     multihost_utils.sync_global_devices("decode_file: parts")

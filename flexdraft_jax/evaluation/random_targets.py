@@ -1,6 +1,7 @@
 """Qwen3-shaped targets with random weights: a step costs what its shapes cost."""
 
 import jax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
@@ -49,20 +50,23 @@ _DRAFT_LAYERS = 2
 _CALIBRATION_RANK = 64
 
 
-def random_models(name: str, block_size: int, dtype: DTypeLike = "float32") -> tuple[Target, Draft]:
+def random_models(
+    name: str, block_size: int, dtype: DTypeLike = "float32", mesh: Mesh | None = None
+) -> tuple[Target, Draft]:
     """A target with random weights, by its key in `RANDOM_TARGETS`, and an untrained draft.
 
     Args:
         name: of the size.
         block_size: n of the draft.
         dtype: of the weights.
+        mesh: as for `init_target`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or weights that do not divide among the mesh's devices.
     """
     if name not in RANDOM_TARGETS:
         raise ValueError(f"random target {name!r}: must be one of {', '.join(RANDOM_TARGETS)}")
-    target = init_target(RANDOM_TARGETS[name], jax.random.key(0), dtype)
+    target = init_target(RANDOM_TARGETS[name], jax.random.key(0), dtype, mesh=mesh)
     draft = init_draft(
         target,
         num_draft_layers=_DRAFT_LAYERS,

@@ -282,17 +282,19 @@ def optimizer_shardings(
 
 
 def put(tree: Any, places: Any) -> Any:
-    """Lays arrays that every process holds whole where they belong.
+    """Lays arrays where they belong.
 
-    Each process hands over its own part alone, so nothing travels between hosts. What comes back
-    shares no memory with `tree`: it may be donated.
+    Of those that every process holds whole, each process hands over its own part alone, so nothing
+    travels between hosts. What comes back shares no memory with them: it may be donated.
 
     Args:
-        tree: arrays, the same on every process.
+        tree: arrays, the same on every process, or spread over all of them.
         places: the same tree of shardings.
     """
 
     def lay(array: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.device_put(array, sharding, may_alias=False)
         host = np.asarray(array)
         return jax.make_array_from_callback(
             host.shape, sharding, lambda index: np.array(host[index])

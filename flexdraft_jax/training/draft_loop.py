@@ -17,6 +17,7 @@ from flexdraft_jax.data.prepared import HeldOut, Prepared, prompts_that_fit
 from flexdraft_jax.evaluation.measure import answer_prompts, mean_tau_of
 from flexdraft_jax.models.draft import Draft, draft_shardings, init_draft
 from flexdraft_jax.models.target import Target, spread_target
+from flexdraft_jax.parallel.mesh import mesh_of
 from flexdraft_jax.parallel.processes import main_first
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import DraftEvalConfig, TrainDraftConfig
@@ -41,8 +42,7 @@ def train_draft(
 
     Args:
         config: what to train and how.
-        target: frozen, whole on this process; on a mesh it may be too large for one device, so
-            load it under `jax.default_device` of the CPU.
+        target: frozen; on the run's mesh, `config.mesh.build()`, or whole on this process.
         tokenizer: of the target.
         prepared: rows to train on and prompts to measure tau on, tokenized for this target.
         work_dir: for checkpoints, metrics and plots; the same for all processes.
@@ -71,8 +71,9 @@ def train_draft(
         first_state(draft.params, optimizer),
         draft_shardings(target.config, draft.config, mesh),
     )
-    # On one device it is where it is: a second copy would take as much memory again.
-    spread = target if mesh.size == 1 else spread_target(target, mesh)
+    # Where it is already: a second copy would take as much memory again.
+    there = mesh.size == 1 or mesh_of(target.params) == mesh
+    spread = target if there else spread_target(target, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     step_fn = make_draft_step(config, spread, optimizer, places)
     share = batch_share(mesh, config.train.batch_size)

@@ -144,31 +144,9 @@ def assert_place(array, mesh, *spec) -> None:
     assert array.sharding.is_equivalent_to(expected, array.ndim), (array.sharding, expected)
 
 
-def test_every_weight_lies_where_the_table_says(spread, mesh):
-    kv = "tensor" if CONFIG.num_kv_heads % mesh.shape["tensor"] == 0 else None
-    specs = {
-        "embed/embedding": ("tensor", "fsdp"),
-        "lm_head/kernel": ("fsdp", "tensor"),
-        "q_proj/kernel": ("fsdp", "tensor"),
-        "k_proj/kernel": ("fsdp", kv),
-        "v_proj/kernel": ("fsdp", kv),
-        "o_proj/kernel": ("tensor", "fsdp"),
-        "gate_proj/kernel": ("fsdp", "tensor"),
-        "up_proj/kernel": ("fsdp", "tensor"),
-        "down_proj/kernel": ("tensor", "fsdp"),
-        "hidden/kernel": ("tensor", "fsdp"),
-        "hidden/bias": ("fsdp",),
-        "output/kernel": ("fsdp", "tensor"),
-        "output/bias": ("tensor",),
-        "mask_embedding": ("fsdp",),
-        "q_norm/scale": (),
-        "k_norm/scale": (),
-    }
+def test_every_weight_lies_where_the_table_says(spread, mesh, assert_weight_places):
     for model in spread:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-            name = "/".join(key.key for key in path[-2:])
-            # What is left are the norms' scales.
-            assert_place(leaf, mesh, *specs.get(name, specs.get(path[-1].key, ("fsdp",))))
+        assert_weight_places(model.params, mesh, CONFIG.num_kv_heads)
 
 
 def test_refilled_rows_of_all_kinds_of_steps(spread, requests, alone, mesh, watched, turns):
@@ -193,9 +171,11 @@ def test_rows_that_do_not_divide(target, draft, prompts, schedule, watched):
     for models in ((target, draft), there):
         decoding = start(*models, requests, schedule, sizes=Sizes(16, 32, 128))
         decoding.advance()
-        outputs.append(decoding.output())
+        out = decoding.output()
+        # Flex chooses by the rows of a device, and so takes other steps.
+        outputs.append((out.tokens, out.finish_reasons) if schedule == "flex" else out)
     assert outputs[0] == outputs[1]
-    assert {"read", "run", "resize"} == set(watched)
+    assert {"read", "run"} | ({"resize"} if schedule != "ar" else set()) == set(watched)
 
 
 def test_the_loop_moves_no_cache_and_two_sums_a_layer():
