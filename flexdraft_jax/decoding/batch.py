@@ -241,8 +241,9 @@ class Decoding:
             state.num_steps,
             state.finish_reason,
         )
-        small = [array[slice(*self.wanted)] for array in to_host(small)]
-        tokens, emitted, acceptance, verify, steps, reason = small
+        tokens, emitted, acceptance, verify, steps, reason = (
+            array[slice(*self.wanted)] for array in to_host(small)
+        )
         return GenerateOutput(
             tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],
             acceptance_lengths=[r[:k].tolist() for r, k in zip(acceptance, steps, strict=True)],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -103,6 +104,7 @@ def first_state(
         dtype: of the cache.
         settings: arguments of `init_state`.
     """
+    make: Callable[..., DecodeState]
     make = _make_state if program.mesh is None else _make_state_on_mesh
     return make(program.model.config, program.block_size, program.mesh, num_slots, dtype, settings)
 
