@@ -144,7 +144,7 @@ def compile_program(
         temporaries=temporaries,
         total=stats.argument_size_in_bytes + results + temporaries,
     )
-    program = read_program(compiled.as_text())
+    program = read_program(compiled.as_text() or "")
     return Compiled(name, True, memory, _traffic(program.collectives()), seconds), program
 
 

@@ -190,7 +190,8 @@ def read_program(text: str) -> Program:
         ValueError: the text holds no program.
     """
     computations: dict[str, tuple[Instruction, ...]] = {}
-    entry, name, lines = "", "", []
+    entry, name = "", ""
+    lines: list[Instruction] = []
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:

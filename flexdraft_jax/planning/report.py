@@ -155,12 +155,12 @@ def plot_decode_plan(report: PlanReport, case: DecodeCase, chip_name: str, path:
         1, 2, 2, title=f"predicted speed-up at tau 5, {chip_name}", xlabel="batch size"
     )
     axes.set(xscale="log", ylabel="times plain decoding")
-    sizes = [case.work.mesh.rows * 2**i for i in range(10)]
+    batches = [case.work.mesh.rows * 2**i for i in range(10)]
     for schedule in ("parallel", "sequential"):
-        speed = [_speedup(case.work, schedule, size, chip_named(chip_name)) for size in sizes]
-        axes.plot(sizes, speed, marker="o", label=schedule)
+        speed = [_speedup(case.work, schedule, size, chip_named(chip_name)) for size in batches]
+        axes.plot(batches, speed, marker="o", label=schedule)
     axes.axhline(1, color="grey", lw=1)
-    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    axes.set_xticks(batches, [str(size) for size in batches], minor=False)
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     axes.legend()

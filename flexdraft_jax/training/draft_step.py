@@ -158,6 +158,7 @@ def loss_and_gradients(
     # All chunks of groups use them, and they are most of what a chunk would gather.
     head = "embed" if model.config.tie_word_embeddings else "lm_head"
     target_params = _gathered(model, target_params, target_logical_axes(model.config), head)
+    assert model.draft_config is not None
     axes = draft_logical_axes(model.config, model.draft_config)
     params = _gathered(model, params, axes, "calibration")
 

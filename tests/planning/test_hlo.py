@@ -69,7 +69,7 @@ def test_copies_to_fast_memory_are_none() -> None:
 def test_arrays_within_fusions_are_in_no_memory() -> None:
     program = read_program(_TEXT)
     assert [i.name for i in program.buffers(lambda array: array.nbytes > 128)] == [
-        "chunks",
+        "all-gather.1",
         "logits",
     ]
     assert Array("f32", (8, 16)).nbytes == 512
