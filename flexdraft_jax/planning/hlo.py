@@ -38,6 +38,8 @@ _GROUPS_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _GROUPS_COUNTED = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
 _GROUPS_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _AXIS_SIZE = re.compile(r"'(\w+)'=(\d+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_LIMIT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 _FAST_MEMORY = "S(1)}"  # In the layout of arrays that lie in a TPU's vector memory.
 _ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}, (?:may|must)-alias\)")
 
@@ -130,7 +132,12 @@ class Program:
 
     def collectives(self) -> list[Collective]:
         """Of one run; where branches differ, of the one that sends most."""
-        return self._collectives(self.entry, 1, False)
+        found: dict[str, Collective] = {}
+        for number, collective in enumerate(self._collectives(self.entry, 1, False)):
+            # One that runs beside a chain of fusions stands in each of them, on one channel.
+            channel = _CHANNEL.search(collective.instruction.line)
+            found.setdefault(channel[1] if channel else f"without, {number}", collective)
+        return list(found.values())
 
     def buffers(self, wanted: Callable[[Array], bool]) -> list[Instruction]:
         """Instructions that make such an array in memory: not those within fusions."""
@@ -176,11 +183,21 @@ class Program:
                 branches = [self._collectives(branch, times, in_loop) for branch in line.called]
                 found += max(branches, key=lambda part: sum(c.sent * c.times for c in part))
             else:
-                rounds = (line.trips or 1) if line.opcode == "while" else 1
-                loops = in_loop or (line.opcode == "while" and line.trips is None)
+                rounds = self._rounds(line) if line.opcode == "while" else 1
                 for called in line.called:
-                    found += self._collectives(called, times * rounds, loops)
+                    found += self._collectives(called, times * (rounds or 1), in_loop or not rounds)
         return found
+
+    def _rounds(self, loop: Instruction) -> int | None:
+        """Of a loop that counts up to a constant, such as a scan; None if nobody knows."""
+        if loop.trips is not None:
+            return loop.trips
+        for name in loop.called:
+            lines = self.computations.get(name, ())
+            limits = [int(limit) for line in lines for limit in _LIMIT.findall(line.line)]
+            if 0 < len(lines) <= 4 and "direction=LT" in lines[-1].line and len(limits) == 1:
+                return limits[0]
+        return None
 
 
 def read_program(text: str) -> Program:

@@ -10,6 +10,17 @@ HloModule jit_run, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alia
   ROOT %sum = f32[]{:T(128)} add(%x, %x)
 }
 
+%below (p: s32[]) -> pred[] {
+  %limit = s32[]{:T(128)} constant(3)
+  %round = s32[]{:T(128)} parameter(0)
+  ROOT %less = pred[]{:T(512)} compare(%round, %limit), direction=LT
+}
+
+%chain (p: bf16[4,8]) -> bf16[32,8] {
+  %p.5 = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.2 = bf16[32,8]{1,0:T(8,128)(2,1)} all-gather(%p.5), channel_id=7, replica_groups=[2,8]<=[16], dimensions={0}
+}
+
 %fused (p: f32[8,16]) -> f32[8,16] {
   %p = f32[8,16]{1,0:T(8,128)} parameter(0)
   ROOT %wide = f32[8,151936]{1,0:T(8,128)} broadcast(%p), dimensions={0,1}
@@ -17,7 +28,7 @@ HloModule jit_run, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alia
 
 %chunk (p: bf16[4,8]) -> bf16[32,8] {
   %p.1 = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %all-gather.1 = bf16[32,8]{1,0:T(8,128)(2,1)} all-gather(%p.1), replica_groups=[2,8]<=[16], dimensions={0}
+  ROOT %all-gather.1 = bf16[32,8]{1,0:T(8,128)(2,1)} all-gather(%p.1), channel_id=7, replica_groups=[2,8]<=[16], dimensions={0}
 }
 
 %few (p: bf16[4,8]) -> bf16[4,8] {
@@ -34,7 +45,8 @@ HloModule jit_run, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alia
 %body (carry: (bf16[4,8], s32[])) -> (bf16[4,8], s32[]) {
   %carry = (bf16[4,8]{1,0}, /*index=1*/s32[]) parameter(0)
   %chosen = bf16[4,8]{1,0} conditional(%carry, %carry, %carry), branch_computations={%few, %many}
-  %chunks = bf16[32,8]{1,0} while(%carry), condition=%add, body=%chunk, backend_config={"known_trip_count":{"n":"3"}}
+  %chunks = bf16[32,8]{1,0} while(%carry), condition=%below, body=%chunk
+  %beside = bf16[32,8]{1,0} fusion(%carry), kind=kCustom, calls=%chain
   %to_fast = (bf16[4,8]{1,0:T(8,128)S(1)}, bf16[4,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%chosen)
   %copy.1 = bf16[4,8]{1,0:T(8,128)} copy(%chosen)
   ROOT %both = (bf16[4,8]{1,0}, s32[]) tuple(%copy.1, %carry)
