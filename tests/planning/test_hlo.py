@@ -82,6 +82,7 @@ def test_arrays_within_fusions_are_in_no_memory() -> None:
     program = read_program(_TEXT)
     assert [i.name for i in program.buffers(lambda array: array.nbytes > 128)] == [
         "all-gather.1",
+        "beside",
         "logits",
     ]
     assert Array("f32", (8, 16)).nbytes == 512
