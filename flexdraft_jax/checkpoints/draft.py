@@ -87,12 +87,7 @@ def load_draft(
             the mesh's devices.
     """
     draft_dtype = np.dtype(target.dtype) if dtype is None else parse_dtype(dtype)
-    path = existing_directory(directory)
-    hf_config = read_json(path / hf.CONFIG_FILE)
-    try:
-        config = draft_config_from_hf(hf_config, target.config)
-    except ValueError as error:
-        raise ValueError(f"{path / hf.CONFIG_FILE}: {error}") from error
+    config = read_draft_config(directory, target.config)
     checkpoint = SafetensorsDirectory(directory)
     shapes = draft_shapes(target.config, config, draft_dtype)
     mesh = mesh_of(target.params) if mesh is None else mesh
@@ -100,6 +95,19 @@ def load_draft(
     weights.check_tensors(checkpoint, shapes, DRAFT_RULES, _UNUSED_TENSORS)
     readers = weights.parameter_readers(checkpoint, shapes, DRAFT_RULES, draft_dtype)
     return Draft(config=config, params=weights.read_parameters(readers, places))
+
+
+def read_draft_config(directory: str | os.PathLike[str], target: TargetConfig) -> DraftConfig:
+    """Reads config.json, but no weights.
+
+    Raises:
+        ValueError: as `load_draft`, but for weights.
+    """
+    path = existing_directory(directory) / hf.CONFIG_FILE
+    try:
+        return draft_config_from_hf(read_json(path), target)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def save_draft(

@@ -206,13 +206,14 @@ class FlexDraft(nn.Module):
             segment_ids: [B, T], which document a token belongs to.
         """
         rope = rope_tables(self.config, positions)
-        x = self.target.embed(tokens)
+        x = self._lay(self.target.embed(tokens))
         fresh = []
         for layer in self.target.layers:
             mask = masks.segment_mask(segment_ids, positions, layer.window)
             x, layer_fresh = layer(x, rope, mask)
+            x = self._lay(x)
             fresh.append(layer_fresh)
-        constants = PackedPass(self.target.final_norm(x), tuple(fresh[self.split :]))
+        constants = PackedPass(self._lay(self.target.final_norm(x)), tuple(fresh[self.split :]))
         return jax.lax.stop_gradient(constants)
 
     def packed_draft_pass(
@@ -252,14 +253,15 @@ class FlexDraft(nn.Module):
                 queries,
                 [Part(clean.fresh[d], anchor_mask), Part(groups, group_mask, num_anchors)],
             )
-            return layer.feed_forward(m + own.output(values))
+            return model._lay(layer.feed_forward(m + own.output(values)))
 
         if remat:
             layer_pass = nn.remat(layer_pass, static_argnums=(1,))
         m = self._mask_tokens(batch, num_anchors * block_size)  # [B, A * n, E]
         for d in range(len(clean.fresh)):
             m = layer_pass(self, d, m)
-        return self.target.final_norm(m).reshape(batch, num_anchors, block_size, -1)
+        m = self._lay(self.target.final_norm(m))
+        return m.reshape(batch, num_anchors, block_size, -1)
 
     def target_logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states of clean tokens [..., E] -> [..., V] float32."""
@@ -270,13 +272,13 @@ class FlexDraft(nn.Module):
 
         Args:
             hidden: [B, ..., E] final-normed.
-            bonus: [B, ...] token ids, broadcast to the leading axes of `hidden`.
+            bonus: [B, ...] token ids, with 1 where all entries of an axis of `hidden` share one.
 
         Returns:
             [B, ..., V] float32.
         """
-        bonus_embedding = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
-        bonus_embedding, hidden = self._lay(bonus_embedding), self._lay(hidden)
+        hidden = self._lay(hidden)
+        bonus_embedding = jnp.broadcast_to(self._lay(self.target.embed(bonus)), hidden.shape)
         return self.target.logits(hidden) + self.draft.calibration(bonus_embedding, hidden)
 
     def _draft_layers(self) -> list[tuple[int, DecoderLayer]]:

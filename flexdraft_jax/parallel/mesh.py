@@ -197,6 +197,23 @@ def constrain(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetCon
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, logical_axes, tree, config))
 
 
+def gather(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetConfig) -> Any:
+    """Within a compiled program: weights whole along `fsdp`, for a loop that uses them each time.
+
+    Within the loop XLA would put their parts together in every round. Arguments are those of
+    `constrain`.
+    """
+    if mesh is None:
+        return tree
+
+    def place(sharding: NamedSharding) -> NamedSharding:
+        # Of weights, each dimension lies on one mesh axis at most.
+        return NamedSharding(mesh, PartitionSpec(*(_other_than("fsdp", n) for n in sharding.spec)))
+
+    places = jax.tree.map(place, shardings(mesh, logical_axes, tree, config))
+    return jax.lax.with_sharding_constraint(tree, places)
+
+
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Within a compiled program: [B, ...] has its rows spread and is whole else.
 
@@ -318,3 +335,7 @@ def _spec(
             both = [axis for axis, mesh_axes in zip(axes, spec, strict=True) if name in mesh_axes]
             raise ValueError(f"{' and '.join(both)} of shape {shape} both lie on {name}")
     return PartitionSpec(*(mesh_axes or None for mesh_axes in spec))
+
+
+def _other_than(axis: str, names: Any) -> Any:
+    return None if names in (axis, (axis,)) else names

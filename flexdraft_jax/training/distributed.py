@@ -80,18 +80,23 @@ def global_rows(mesh: Mesh, batch: Mapping[str, NDArray[Any]], batch_size: int) 
 
 
 def place_state(mesh: Mesh, state: TrainState, param_places: Params) -> TrainState:
-    """The state spread over the mesh: optimizer state beside its parameters, the rest everywhere.
+    """The state, the same on every process, spread over the mesh; see `state_places`."""
+    return put(state, state_places(mesh, state, param_places))
+
+
+def state_places(mesh: Mesh, state: TrainState, param_places: Params) -> TrainState:
+    """Where a state lies: the optimizer's beside its parameters, the rest everywhere.
 
     Args:
         mesh: of the run.
-        state: the same on every process.
+        state: arrays or shapes.
         param_places: shardings of the parameters.
     """
     whole = replicated(mesh)
     opt_state = optimizer_shardings(state.opt_state, param_places, state.params, whole)
     # mypy wants arrays in a TrainState; a tree of places has its form and other leaves.
     places: Any = TrainState(step=whole, params=param_places, opt_state=opt_state)  # type: ignore[arg-type]
-    return put(state, places)
+    return places
 
 
 class Agreement:

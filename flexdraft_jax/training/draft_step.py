@@ -20,8 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.models.draft import draft_logical_axes
 from flexdraft_jax.models.flexdraft import FlexDraft, PackedPass
-from flexdraft_jax.models.target import Target
+from flexdraft_jax.models.target import Target, target_logical_axes
+from flexdraft_jax.parallel.mesh import gather
 from flexdraft_jax.training.accumulation import accumulate, add
 from flexdraft_jax.training.anchors import Groups, sample_groups
 from flexdraft_jax.training.config import DraftStepConfig, ObjectiveConfig, TrainDraftConfig
@@ -42,14 +45,36 @@ def make_draft_step(
     optimizer: optax.GradientTransformation,
     state_shardings: TrainState | None = None,
 ) -> StepFn:
-    """The jitted optimizer step; the state is donated, the target is an argument like the batch.
+    """The jitted optimizer step of a target: `draft_step` with its weights.
+
+    Args:
+        config: what to compute and how.
+        target: frozen; cast to the compute dtype once, here.
+        optimizer: for the draft parameters.
+        state_shardings: as for `draft_step`.
+
+    Raises:
+        ValueError: the configuration cannot be computed; see `check_step`.
+    """
+    step = draft_step(config, target.config, optimizer, state_shardings)
+    frozen = _cast(target.params, config.step.compute_dtype)
+    return lambda state, rows: step(state, frozen, rows)
+
+
+def draft_step(
+    config: TrainDraftConfig,
+    target: TargetConfig,
+    optimizer: optax.GradientTransformation,
+    state_shardings: TrainState | None = None,
+) -> jax.stages.Wrapped:
+    """The jitted step (state, target's parameters, rows) -> (state, metrics); donates the state.
 
     Its metrics are `loss`, `row_loss` [B] (so that a row that makes it NaN can be named), `slots`
     [n-1] (share of right drafts), `expected_tau`, `grad_norm` and `learning_rate`.
 
     Args:
         config: what to compute and how.
-        target: frozen; cast to the compute dtype once, here.
+        target: of the frozen model, whose parameters come in the compute dtype.
         optimizer: for the draft parameters.
         state_shardings: a sharding at every leaf of the state, which keeps it from step to step.
             None leaves that to the compiler, as is right on one device.
@@ -58,7 +83,9 @@ def make_draft_step(
         ValueError: the configuration cannot be computed; see `check_step`.
     """
     check_step(config)
-    model = FlexDraft(target.config, config.model, config.step.compute_dtype)
+    places = jax.tree.leaves(state_shardings)
+    mesh = places[0].mesh if places else None
+    model = FlexDraft(target, config.model, config.step.compute_dtype, mesh)
     schedule = learning_rate_schedule(config.train)
     shardings = {} if state_shardings is None else {"out_shardings": _outputs(state_shardings)}
 
@@ -83,8 +110,7 @@ def make_draft_step(
         }
         return apply_gradients(state, gradients, optimizer), metrics
 
-    frozen = _cast(target.params, config.step.compute_dtype)
-    return lambda state, rows: step(state, frozen, rows)
+    return step
 
 
 def check_step(config: TrainDraftConfig) -> None:
@@ -129,6 +155,12 @@ def loss_and_gradients(
     num_groups = groups.anchors.shape[1]
     num_counted = jnp.maximum(jnp.sum(groups.counted[:, :, 1:]), 1)
     params = _cast(draft_params, config.compute_dtype)
+    # All chunks of groups use them, and they are most of what a chunk would gather.
+    head = "embed" if model.config.tie_word_embeddings else "lm_head"
+    target_params = _gathered(model, target_params, target_logical_axes(model.config), head)
+    assert model.draft_config is not None
+    axes = draft_logical_axes(model.config, model.draft_config)
+    params = _gathered(model, params, axes, "calibration")
 
     def microbatch(total: Params, part: tuple[Rows, Groups]) -> tuple[Params, SlotScores]:
         rows, groups = part
@@ -239,6 +271,11 @@ def expected_logits(
 
 def _apply(model: FlexDraft, params: Params, method: str, *args: Any) -> Any:
     return model.apply({"params": params}, *args, method=method)
+
+
+def _gathered(model: FlexDraft, params: Params, axes: Params, name: str) -> Params:
+    """The parameters with one part of them whole along `fsdp`."""
+    return {**params, name: gather(params[name], model.mesh, axes[name], model.config)}
 
 
 def _cast(params: Params, dtype: str) -> Params:
