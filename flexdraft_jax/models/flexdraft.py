@@ -14,9 +14,10 @@ from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models import masks
+from flexdraft_jax.models.attention import Part, attend
 from flexdraft_jax.models.cache import Cache, KeysValues
 from flexdraft_jax.models.draft import Draft, DraftModel
-from flexdraft_jax.models.layers import Part, attend, rope_tables
+from flexdraft_jax.models.layers import rope_tables
 from flexdraft_jax.models.target import DecoderLayer, Params, Target, TargetModel
 
 

@@ -13,15 +13,14 @@ from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models import masks
+from flexdraft_jax.models.attention import Part, attend
 from flexdraft_jax.models.cache import KeysValues
 from flexdraft_jax.models.layers import (
     MLP,
     Attention,
     Linear,
-    Part,
     RMSNorm,
     Rope,
-    attend,
     precision,
     rope_tables,
     weight,
