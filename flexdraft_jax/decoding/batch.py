@@ -263,6 +263,7 @@ def start(
     sizes: Sizes | None = None,
     sampling: str = "coupled",
     profile: Profile | str | os.PathLike[str] | None = None,
+    attention: str = "reference",
     forced_acceptance: float | None = None,
 ) -> Decoding:
     """Compiles what isn't compiled yet and reads the prompts of checked requests.
@@ -278,6 +279,7 @@ def start(
             None.
         sampling: "coupled" or "rejection".
         profile: as for `generate`.
+        attention: likewise.
         forced_acceptance: for timing alone, see `DecodeProgram`.
 
     Raises:
@@ -297,6 +299,7 @@ def start(
         profile,
         batch_size=len(requests),
         num_slots=sizes.slots,
+        attention=attention,
         verify_all=all(r.confidence_threshold == 0 for r in requests),
     )
     program = dataclasses.replace(program, forced_acceptance=forced_acceptance)

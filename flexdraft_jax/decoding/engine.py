@@ -110,6 +110,7 @@ class DecodeEngine:
         block_size: int | None = None,
         pruning_strategy: str = "cumulative_product",
         profile: Profile | str | os.PathLike[str] | None = None,
+        attention: str = "reference",
         max_length: int | None = None,
         prompt_chunk: int | None = None,
         progress: Callable[[str], None] | None = None,
@@ -120,11 +121,12 @@ class DecodeEngine:
             target: the model.
             draft: its draft; None decodes plainly.
             batch_size: B.
-            schedule: as for `generate`, like the next four.
+            schedule: as for `generate`, like the next five.
             sampling: "coupled" or "rejection".
             block_size: n; the draft's own if None.
             pruning_strategy: "cumulative_product" or "min_confidence".
             profile: of step costs.
+            attention: "reference" or "pallas".
             max_length: as above; if None, what the target can do, or a half, a quarter, ... of it
                 where there is no memory for more.
             prompt_chunk: P, tokens of a prompt to read in one call; chosen by the first prompts if
@@ -153,6 +155,7 @@ class DecodeEngine:
             profile,
             batch_size=self.batch_size,
             num_slots=_USUAL_SLOTS,
+            attention=attention,
         )
         positions = target.config.max_position_embeddings
         length = positions if max_length is None else _at_least_one("max_length", max_length)

@@ -29,6 +29,7 @@ def generate(
     row_ids: Sequence[int] | None = None,
     sampling: str = "coupled",
     profile: Profile | str | os.PathLike[str] | None = None,
+    attention: str = "reference",
 ) -> GenerateOutput:
     """Decodes; every schedule gives the tokens of plain decoding.
 
@@ -59,6 +60,8 @@ def generate(
             decoding, and the tokens themselves depend on the verify lengths.
         profile: measured costs of steps for "flex", or a file of them. None takes the one that
             `infer/measure_steps.py` has written for this model and device, or estimates.
+        attention: what computes attention to the cache. "reference" runs anywhere; "pallas" is a
+            kernel for TPUs that reads of each row what is there, which nobody has timed yet.
 
     Raises:
         ValueError: an argument out of its range; it is named, with what would be right.
@@ -87,6 +90,7 @@ def generate(
         pruning_strategy,
         sampling=sampling,
         profile=profile,
+        attention=attention,
     )
     decoding.advance()
     return decoding.output()
@@ -111,6 +115,7 @@ def stream(
     row_ids: Sequence[int] | None = None,
     sampling: str = "coupled",
     profile: Profile | str | os.PathLike[str] | None = None,
+    attention: str = "reference",
     steps_per_update: int = 1,
 ) -> Iterator[GenerateOutput]:
     """Like `generate`, but yields all that has been emitted every `steps_per_update` steps.
@@ -144,5 +149,6 @@ def stream(
         pruning_strategy,
         sampling=sampling,
         profile=profile,
+        attention=attention,
     )
     return decoding.updates(steps_per_update)

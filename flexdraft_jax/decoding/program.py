@@ -14,6 +14,7 @@ from flexdraft_jax.decoding.costs import (
 )
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.steps import DecodeProgram
+from flexdraft_jax.models.attention import Backend
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_model
 from flexdraft_jax.models.target import Target
@@ -30,6 +31,7 @@ def choose_program(
     *,
     batch_size: int,
     num_slots: int,
+    attention: str = "reference",
     verify_all: bool = False,
 ) -> tuple[DecodeProgram, CostModel | None]:
     """What to compile for checked settings, and what flex is to choose by.
@@ -44,6 +46,7 @@ def choose_program(
         profile: of step costs.
         batch_size: B.
         num_slots: S at which parallel and sequential steps are compared.
+        attention: as for `generate`.
         verify_all: whether every step verifies all n - 1 drafts.
     """
     cost_model = None
@@ -57,7 +60,7 @@ def choose_program(
     else:
         variants = fixed_variants(schedule, block_size, verify_all)
     program = DecodeProgram(
-        model=flexdraft_model(target, draft),
+        model=flexdraft_model(target, draft, Backend(attention)),
         block_size=block_size,
         pruning_strategy=pruning_strategy,
         sampling=sampling,

@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flexdraft_jax.models.attention import Backend
 from flexdraft_jax.models.flexdraft import FlexDraft, PackedPass
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import replicated
 from flexdraft_jax.training.accumulation import accumulate, add
 from flexdraft_jax.training.anchors import Groups, sample_groups
 from flexdraft_jax.training.config import DraftStepConfig, ObjectiveConfig, TrainDraftConfig
@@ -58,7 +60,9 @@ def make_draft_step(
         ValueError: the configuration cannot be computed; see `check_step`.
     """
     check_step(config)
-    model = FlexDraft(target.config, config.model, config.step.compute_dtype)
+    mesh = None if state_shardings is None else _mesh(state_shardings)
+    backend = Backend(config.step.attention, mesh)
+    model = FlexDraft(target.config, config.model, config.step.compute_dtype, backend)
     schedule = learning_rate_schedule(config.train)
     shardings = {} if state_shardings is None else {"out_shardings": _outputs(state_shardings)}
 
@@ -247,5 +251,8 @@ def _cast(params: Params, dtype: str) -> Params:
 
 def _outputs(state_shardings: TrainState) -> tuple[TrainState, jax.sharding.NamedSharding]:
     """Of the state, and of all metrics: on every device, so that each process can read them."""
-    mesh = jax.tree.leaves(state_shardings)[0].mesh
-    return state_shardings, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return state_shardings, replicated(_mesh(state_shardings))
+
+
+def _mesh(state_shardings: TrainState) -> jax.sharding.Mesh:
+    return jax.tree.leaves(state_shardings)[0].mesh
