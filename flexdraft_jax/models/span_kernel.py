@@ -7,6 +7,7 @@ values, weights and the largest score are corrected whenever a block has a large
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,10 +88,10 @@ def _call(
     heads = _heads_together(kv_heads, tile, block * head_dim * keys.dtype.itemsize)
     first, count = _blocks_of_tiles(ends, num_keys, block, tile)  # [B * tiles]
 
-    def queries_at(b, t, h, j, first, count):
+    def queries_at(b: Any, t: Any, h: Any, j: Any, first: Any, count: Any) -> tuple[Any, ...]:
         return b, h, t, 0
 
-    def keys_at(b, t, h, j, first, count):
+    def keys_at(b: Any, t: Any, h: Any, j: Any, first: Any, count: Any) -> tuple[Any, ...]:
         # Behind the last block that is needed the same one again, so that nothing is fetched.
         at = b * num_tiles + t
         return b, h, first[at] + jnp.minimum(j, jnp.maximum(count[at] - 1, 0)), 0
@@ -151,19 +152,19 @@ def _blocks_of_tiles(
 
 
 def _kernel(
-    first_ref,
-    count_ref,
-    q_ref,
-    keys_ref,
-    values_ref,
-    ends_ref,
-    out_ref,
-    log_total_ref,
-    top_ref,
-    total_ref,
+    first_ref: Any,
+    count_ref: Any,
+    q_ref: Any,
+    keys_ref: Any,
+    values_ref: Any,
+    ends_ref: Any,
+    out_ref: Any,
+    log_total_ref: Any,
+    top_ref: Any,
+    total_ref: Any,
     *,
     num_keys: int,
-):
+) -> None:
     """One block of keys for one tile of queries of some heads; `out_ref` gathers their values."""
     _, heads, block, _ = keys_ref.shape
     at = pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
@@ -171,13 +172,13 @@ def _kernel(
     dtype = q_ref.dtype
 
     @pl.when(step == 0)
-    def _():
+    def begin() -> None:
         top_ref[...] = jnp.full_like(top_ref, MASKED)
         total_ref[...] = jnp.zeros_like(total_ref)
         out_ref[...] = jnp.zeros_like(out_ref)
 
     @pl.when(step < count_ref[at])
-    def _():
+    def add_block() -> None:
         start = (first_ref[at] + step) * block
         slots = start + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
         seen = (slots >= ends_ref[0, :, 0:1]) & (slots < ends_ref[0, :, 1:2])  # [tile, block]
@@ -210,7 +211,7 @@ def _kernel(
             )
 
     @pl.when(step == pl.num_programs(3) - 1)
-    def _():
+    def end() -> None:
         for head in range(heads):
             total = total_ref[head]
             total = jnp.where(total == 0, 1.0, total)  # Where no block was seen.
