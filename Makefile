@@ -8,7 +8,7 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses auto --maxpro
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-all lint format typecheck clean
+.PHONY: help install install-dev demo test test-all test-tpu lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,10 +21,14 @@ demo: $(VENV)/.installed  ## see the embedded default decode held-out prompts, a
 	$(BIN)/python infer/demo.py
 
 test: $(VENV)/.installed  ## run the tests on the CPU, but for the slow ones
-	$(PYTEST) -m "not slow" $(TESTS)
+	$(PYTEST) -m "not slow and not tpu_aot" $(TESTS)
 
 test-all: $(VENV)/.installed  ## run all tests on the CPU
-	$(PYTEST) $(TESTS)
+	$(PYTEST) -m "not tpu_aot" $(TESTS)
+
+test-tpu: $(VENV)/.installed  ## compile for TPUs that aren't there, one program at a time; takes minutes
+	$(BIN)/python -m pip install --quiet --editable ".[test,tpu_plan]"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_aot $(TESTS)
 
 lint: $(VENV)/.installed-dev  ## check style and types
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ setup(
     extras_require={
         "test": ["hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6"],
         "peers": ["torch>=2.5"],
+        "tpu_plan": ["libtpu>=0.0.30"],
         "dev": ["mypy>=1.14", "pre-commit>=4", "ruff>=0.9"],
     },
 )

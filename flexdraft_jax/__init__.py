@@ -8,8 +8,10 @@ from flexdraft_jax.decoding.batch import GenerateOutput
 from flexdraft_jax.decoding.engine import Answer, DecodeEngine, Update
 from flexdraft_jax.decoding.generate import generate, stream
 from flexdraft_jax.decoding.requests import Request
-from flexdraft_jax.models.draft import Draft, init_draft
-from flexdraft_jax.models.target import Target, init_target
+from flexdraft_jax.models.draft import Draft, init_draft, spread_draft
+from flexdraft_jax.models.target import Target, init_target, spread_target
+from flexdraft_jax.parallel.mesh import make_mesh, parse_mesh
+from flexdraft_jax.parallel.processes import initialize
 
 __all__ = [
     "Answer",
@@ -25,10 +27,15 @@ __all__ = [
     "generate",
     "init_draft",
     "init_target",
+    "initialize",
     "load_default",
     "load_draft",
     "load_target",
+    "make_mesh",
+    "parse_mesh",
     "save_draft",
     "save_target",
+    "spread_draft",
+    "spread_target",
     "stream",
 ]

@@ -19,6 +19,7 @@ _ORDER = (
     "data",
     "evaluation",
     "training",
+    "planning",
 )
 _MODULES = sorted(_PACKAGE.rglob("*.py"))
 _TOP_LEVEL = _PACKAGE / "__init__.py"  # Re-exports the public names of every layer.

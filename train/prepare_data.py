@@ -14,7 +14,7 @@ from flexdraft_jax.data.prepare import PrepareConfig, prepare
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_tokenizer
 from flexdraft_jax.evaluation.tables import Table
-from flexdraft_jax.training import distributed
+from flexdraft_jax.parallel import processes
 from flexdraft_jax.training.progress import track
 
 _INPUT = flags.DEFINE_string("input", None, "JSONL file of conversations.", required=True)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     with bad_input_exits():
-        distributed.initialize(pod=_POD.value)
+        processes.initialize(pod=_POD.value)
         config = PrepareConfig(
             sequence_length=_SEQUENCE_LENGTH.value,
             held_out=_HELD_OUT.value,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         )
         tokenizer = load_tokenizer(_TARGET.value or default_directory() / "target")
         prepared = prepare(_INPUT.value, tokenizer, _OUTPUT.value, config, track)
-    if not distributed.is_main():
+    if not processes.is_main():
         return
     table = Table("Prepared", ("what", "count"), prepared.report.cells(), f"In {_OUTPUT.value}")
     make_console().print(table.to_rich())

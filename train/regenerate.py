@@ -13,7 +13,7 @@ from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 from flexdraft_jax.evaluation.tables import Table
-from flexdraft_jax.training import distributed
+from flexdraft_jax.parallel import processes
 from flexdraft_jax.training.regenerate import regenerate
 from flexdraft_jax.training.rewriting import Writer
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     with bad_input_exits():
-        distributed.initialize(pod=_POD.value)
+        processes.initialize(pod=_POD.value)
         models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
         writer = Writer(
             target=models.target,
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
             schedule=_SCHEDULE.value,
         )
         report = regenerate(_INPUT.value, _OUTPUT.value, writer)
-    if not distributed.is_main():
+    if not processes.is_main():
         return
     table = Table("Regenerated", ("what", "count"), report.cells(), f"In {_OUTPUT.value}")
     make_console().print(table.to_rich())

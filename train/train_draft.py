@@ -15,7 +15,7 @@ from absl import app, flags, logging
 
 from flexdraft_jax.data.prepared import load_prepared
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
-from flexdraft_jax.training import distributed
+from flexdraft_jax.parallel import processes
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import load_config
 from flexdraft_jax.training.draft_loop import train_draft
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # orbax reports every rename.
     with bad_input_exits(), stopping_exits():
-        distributed.initialize(pod=_POD.value)
+        processes.initialize(pod=_POD.value)
         config = load_config(_CONFIG.value, TrainDraftConfig, _SET.value)
         # On a mesh, by way of the host: the target may be too large for one device.
         where = None if config.mesh.build().size == 1 else jax.local_devices(backend="cpu")[0]
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
             models = load_models(_TARGET.value, dtype=config.step.compute_dtype)
         prepared = load_prepared(_DATA.value)
         train_draft(config, models.target, models.tokenizer, prepared, _WORK_DIR.value)
-    if distributed.is_main():
+    if processes.is_main():
         print(f"trained; now: python train/export_draft.py --work_dir {_WORK_DIR.value} ...")
 
 

@@ -4,6 +4,8 @@ import importlib.resources
 import pathlib
 from typing import TYPE_CHECKING
 
+from jax.sharding import Mesh
+
 from flexdraft_jax.checkpoints.draft import load_draft
 from flexdraft_jax.checkpoints.hf import load_target, load_tokenizer
 from flexdraft_jax.models.draft import Draft
@@ -18,11 +20,14 @@ def default_directory() -> pathlib.Path:
     return pathlib.Path(str(importlib.resources.files("flexdraft_jax.assets"))) / "default"
 
 
-def load_default(*, dtype: str = "float32") -> tuple[Target, Draft, "PreTrainedTokenizerBase"]:
+def load_default(
+    *, dtype: str = "float32", mesh: Mesh | None = None
+) -> tuple[Target, Draft, "PreTrainedTokenizerBase"]:
     """Loads the embedded default.
 
     Args:
         dtype: of the weights in memory; on disk they are bfloat16.
+        mesh: as for `load_target`.
 
     Returns:
         Target, draft, and a byte-level tokenizer with a chat template.
@@ -40,6 +45,6 @@ def load_default(*, dtype: str = "float32") -> tuple[Target, Draft, "PreTrainedT
             "default. Install from a complete clone (pip install .), or load directories of your "
             "own with load_target and load_draft"
         )
-    target = load_target(directory / "target", dtype=dtype)
+    target = load_target(directory / "target", dtype=dtype, mesh=mesh)
     draft = load_draft(directory / "draft", target)
     return target, draft, load_tokenizer(directory / "target")

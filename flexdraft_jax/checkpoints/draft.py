@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from flexdraft_jax.checkpoints import families, fields, hf, weights
 from flexdraft_jax.checkpoints.safetensors import (
@@ -20,8 +21,9 @@ from flexdraft_jax.checkpoints.safetensors import (
     read_json,
 )
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.models.draft import Draft, check_num_draft_layers, draft_shapes
+from flexdraft_jax.models.draft import Draft, check_num_draft_layers, draft_shapes, draft_shardings
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import mesh_of
 
 DRAFT_RULES = (
     weights.Rule("mask_embedding", "mask_embedding"),
@@ -64,7 +66,11 @@ _SHARED_FIELDS = (
 
 
 def load_draft(
-    directory: str | os.PathLike[str], target: Target, *, dtype: str | None = None
+    directory: str | os.PathLike[str],
+    target: Target,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Draft:
     """Loads draft parameters in the published format.
 
@@ -72,24 +78,36 @@ def load_draft(
         directory: holds config.json and model.safetensors.
         target: the model that the draft was trained for.
         dtype: "float32" or "bfloat16"; None takes the target's.
+        mesh: to spread the weights over; None takes the target's.
 
     Raises:
         ValueError: the directory or a file is missing or broken, the draft was made for another
             target or cannot be used as configured, tensors are missing, unexpected or of another
-            shape (all of them are listed), or weights are NaN or infinite.
+            shape (all of them are listed), weights are NaN or infinite, or do not divide among
+            the mesh's devices.
     """
     draft_dtype = np.dtype(target.dtype) if dtype is None else parse_dtype(dtype)
-    path = existing_directory(directory)
-    hf_config = read_json(path / hf.CONFIG_FILE)
-    try:
-        config = draft_config_from_hf(hf_config, target.config)
-    except ValueError as error:
-        raise ValueError(f"{path / hf.CONFIG_FILE}: {error}") from error
+    config = read_draft_config(directory, target.config)
     checkpoint = SafetensorsDirectory(directory)
     shapes = draft_shapes(target.config, config, draft_dtype)
+    mesh = mesh_of(target.params) if mesh is None else mesh
+    places = None if mesh is None else draft_shardings(target.config, config, mesh)
     weights.check_tensors(checkpoint, shapes, DRAFT_RULES, _UNUSED_TENSORS)
     readers = weights.parameter_readers(checkpoint, shapes, DRAFT_RULES, draft_dtype)
-    return Draft(config=config, params=weights.read_parameters(readers))
+    return Draft(config=config, params=weights.read_parameters(readers, places))
+
+
+def read_draft_config(directory: str | os.PathLike[str], target: TargetConfig) -> DraftConfig:
+    """Reads config.json, but no weights.
+
+    Raises:
+        ValueError: as `load_draft`, but for weights.
+    """
+    path = existing_directory(directory) / hf.CONFIG_FILE
+    try:
+        return draft_config_from_hf(read_json(path), target)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def save_draft(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from flexdraft_jax.checkpoints import families, weights
 from flexdraft_jax.checkpoints.safetensors import (
@@ -17,7 +18,7 @@ from flexdraft_jax.checkpoints.safetensors import (
     write_safetensors,
 )
 from flexdraft_jax.config import TargetConfig
-from flexdraft_jax.models.target import Target, target_shapes
+from flexdraft_jax.models.target import Target, target_shapes, target_shardings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,29 +62,35 @@ _LM_HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-def load_target(directory: str | os.PathLike[str], *, dtype: str = "float32") -> Target:
+def load_target(
+    directory: str | os.PathLike[str], *, dtype: str = "float32", mesh: Mesh | None = None
+) -> Target:
     """Loads a model of a supported family from a Hugging Face directory.
 
     Args:
         directory: holds config.json and model.safetensors, or shards with their index;
             generation_config.json is read for its stop tokens if it is there.
         dtype: "float32" or "bfloat16", what the weights are cast to.
+        mesh: of `make_mesh`, to spread the weights over; each device's part is read by itself. None
+            is the usual device.
 
     Raises:
         ValueError: the directory or a file is missing or broken, the config asks for something
             that is not supported, tensors are missing, unexpected or of another shape (all of
-            them are listed), or weights are NaN or infinite.
+            them are listed), weights are NaN or infinite, or do not divide among the mesh's
+            devices.
     """
     target_dtype = parse_dtype(dtype)
     config = read_target_config(directory)
     checkpoint = SafetensorsDirectory(directory)
     shapes = target_shapes(config, target_dtype)
+    places = None if mesh is None else target_shardings(config, mesh)
     ignored = (*_DERIVED_TENSORS, *([_LM_HEAD] if config.tie_word_embeddings else []))
     weights.check_tensors(checkpoint, shapes, TARGET_RULES, ignored)
     if config.tie_word_embeddings:
         _require_tied(checkpoint)
     readers = weights.parameter_readers(checkpoint, shapes, TARGET_RULES, target_dtype)
-    return Target(config=config, params=weights.read_parameters(readers))
+    return Target(config=config, params=weights.read_parameters(readers, places))
 
 
 def load_tokenizer(directory: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -58,6 +59,12 @@ class ParameterReader:
     checkpoint: SafetensorsDirectory
     placement: Placement
     dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In our layout."""
+        stored = self.checkpoint.tensors[self.placement.name].shape
+        return stored[::-1] if self.placement.transpose else stored
 
     def __call__(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The values at `index` (in our layout). ValueError if any is NaN or infinite."""
@@ -143,11 +150,39 @@ def parameter_readers(
     }
 
 
-def read_parameters(readers: Mapping[str, ParameterReader]) -> dict[str, Any]:
-    """The whole tree, one tensor at a time, so that the host holds one tensor more than it."""
-    return flax.traverse_util.unflatten_dict(
-        {path: jnp.asarray(reader()) for path, reader in readers.items()}, sep="/"
-    )
+def read_parameters(
+    readers: Mapping[str, ParameterReader],
+    places: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole tree, one tensor at a time, so that the host holds one tensor more than it.
+
+    Args:
+        readers: of every parameter.
+        places: the tree of shardings; each process then reads its devices' parts alone. None is
+            the usual device.
+    """
+    if places is None:
+        params = {path: jnp.asarray(reader()) for path, reader in readers.items()}
+    else:
+        params = {
+            path: jax.make_array_from_callback(reader.shape, place, _OncePerPart(reader))
+            for path, place in flatten(places).items()
+            for reader in [readers[path]]
+        }
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+class _OncePerPart:
+    """A reader for devices that follow each other, and may hold copies of the same part."""
+
+    def __init__(self, reader: ParameterReader) -> None:
+        self._reader = reader
+        self._last: tuple[Any, np.ndarray] | None = None
+
+    def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._reader(index)
+        return self._last[1]
 
 
 def named_tensors(

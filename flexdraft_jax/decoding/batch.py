@@ -6,23 +6,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flexdraft_jax.decoding.costs import CostModel, Profile
 from flexdraft_jax.decoding.flex import FlexCosts
-from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
+from flexdraft_jax.decoding.loop import admit, first_state, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
 from flexdraft_jax.decoding.program import choose_program, program_for
 from flexdraft_jax.decoding.requests import Request, check_settings
 from flexdraft_jax.decoding.sampling import RowSampling
+from flexdraft_jax.decoding.sharing import check_mesh, fill_up
 from flexdraft_jax.decoding.sizes import Sizes, bucket, sizes_for, slot_bucket
-from flexdraft_jax.decoding.state import DecodeState, init_state, resize, resized_shapes
+from flexdraft_jax.decoding.state import RUNNING, DecodeState, resize, resized_shapes
 from flexdraft_jax.decoding.steps import DecodeProgram, Variables
-from flexdraft_jax.models.cache import init_cache
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_variables
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import row_devices
+from flexdraft_jax.parallel.processes import to_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Decoding:
         sampling: "coupled" or "rejection", once there are rows with a temperature.
         cost_model: what flex chooses by; None where a fixed schedule leaves no choice.
         refilled: whether rows that end make place for others.
+        wanted: first row whose answer is given out, and the one behind the last; the others fill
+            up the batch, or belong to another process.
     """
 
     program: DecodeProgram
@@ -78,6 +81,7 @@ class Decoding:
     sampling: str
     cost_model: CostModel | None
     refilled: bool = False
+    wanted: tuple[int, int | None] = (0, None)
 
     @property
     def num_slots(self) -> int:
@@ -88,9 +92,10 @@ class Decoding:
         """What flex chooses by at the state's sizes; None for a fixed schedule."""
         if self.cost_model is None:
             return None
-        costs = self.cost_model.at(len(state.length), state.cache.num_slots)
+        rows = len(state.length) // row_devices(self.program.mesh)  # Of one device.
+        costs = self.cost_model.at(rows, state.cache.num_slots)
         of_each = [costs.of(variant) for variant in self.program.variants]
-        return FlexCosts(jnp.array(of_each, jnp.float32), jnp.array(self.refilled))
+        return FlexCosts(np.array(of_each, np.float32), np.array(self.refilled))
 
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompts of all rows; all end in the last call, so that all begin together."""
@@ -125,6 +130,7 @@ class Decoding:
         self.state = admit(
             self.program.model.config,
             self.program.block_size,
+            self.program.mesh,
             self.state,
             np.isin(np.arange(num_rows), places),
             **row_settings(requests, num_stops),
@@ -207,7 +213,7 @@ class Decoding:
         for _ in self.compile_ahead(self.sizes.max_slots):
             pass  # So that nobody waits for it in the middle of a text.
         yield self.output()
-        while bool(jnp.any(self.state.active)):
+        while RUNNING in to_host(self.state.finish_reason):  # Of all processes' rows.
             self.advance(steps_per_update)
             yield self.output()
 
@@ -234,7 +240,8 @@ class Decoding:
             state.num_steps,
             state.finish_reason,
         )
-        tokens, emitted, acceptance, verify, steps, reason = jax.device_get(small)
+        small = [array[slice(*self.wanted)] for array in to_host(small)]
+        tokens, emitted, acceptance, verify, steps, reason = small
         return GenerateOutput(
             tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],
             acceptance_lengths=[r[:k].tolist() for r, k in zip(acceptance, steps, strict=True)],
@@ -265,6 +272,7 @@ def start(
     profile: Profile | str | os.PathLike[str] | None = None,
     attention: str = "reference",
     forced_acceptance: float | None = None,
+    wanted: tuple[int, int] | None = None,
 ) -> Decoding:
     """Compiles what isn't compiled yet and reads the prompts of checked requests.
 
@@ -281,14 +289,19 @@ def start(
         profile: as for `generate`.
         attention: likewise.
         forced_acceptance: for timing alone, see `DecodeProgram`.
+        wanted: see `Decoding`; all of them if None.
 
     Raises:
         ValueError: settings that `check_settings` refuses, a file that is no profile, or more
             than fits into memory.
     """
-    block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
+    block_size = check_settings(
+        target, draft, schedule, block_size, pruning_strategy, sampling, attention
+    )
     draft = None if schedule == "ar" else draft
     sizes = sizes or sizes_for(requests, block_size)
+    mesh = check_mesh(target, draft)
+    rows = fill_up(requests, mesh)
     program, cost_model = choose_program(
         target,
         draft,
@@ -297,9 +310,10 @@ def start(
         pruning_strategy,
         sampling,
         profile,
-        batch_size=len(requests),
+        batch_size=len(rows),
         num_slots=sizes.slots,
         attention=attention,
+        mesh=mesh,
         verify_all=all(r.confidence_threshold == 0 for r in requests),
     )
     program = dataclasses.replace(program, forced_acceptance=forced_acceptance)
@@ -309,9 +323,10 @@ def start(
         chunk=sizes.prompt,
         draws=any(r.temperature > 0 for r in requests),
     )
-    check_memory(target, draft, work, len(requests), sizes.max_slots)
-    decoding = begin(target, draft, program, requests, sizes, cost_model)
-    decoding.read_prompts([request.prompt for request in requests])
+    check_memory(target, draft, work, len(rows), sizes.max_slots)
+    decoding = begin(target, draft, program, rows, sizes, cost_model)
+    decoding.wanted = (0, len(requests)) if wanted is None else wanted
+    decoding.read_prompts([request.prompt for request in rows])
     return decoding
 
 
@@ -329,16 +344,11 @@ def begin(
         target: the model.
         draft: its draft, if the program drafts.
         program: with the sampling of rows that have a temperature.
-        requests: one per row.
+        requests: one per row, so many that they divide among the devices that rows lie on.
         sizes: to compile for.
         cost_model: see `Decoding`.
     """
-    state = init_state(
-        target.config,
-        init_cache(target.config, len(requests), sizes.slots, target.dtype),
-        block_size=program.block_size,
-        **row_settings(requests),
-    )
+    state = first_state(program, sizes.slots, target.dtype, row_settings(requests))
     sampling = program.sampling
     program = program_for(dataclasses.replace(program, sampling="greedy"), requests, sampling)
     variables = flexdraft_variables(target, draft)
@@ -356,7 +366,7 @@ def row_settings(requests: Sequence[Request], num_stops: int = 4) -> dict[str, A
     num_stops = max(num_stops, bucket(max(map(len, stops)), smallest=4))
     return {
         "budget": _column(requests, "max_new_tokens", np.int32),
-        "stop_token_ids": jnp.asarray(_padded(stops, -1, num_stops)),
+        "stop_token_ids": _padded(stops, -1, num_stops),
         "confidence_threshold": _column(requests, "confidence_threshold", np.float32),
         "sampling": row_sampling(requests),
     }
@@ -374,8 +384,8 @@ def row_sampling(requests: Sequence[Request]) -> RowSampling:
     )
 
 
-def _column(requests: Sequence[Request], field: str, dtype: type) -> jax.Array:
-    return jnp.asarray(np.array([getattr(r, field) for r in requests], dtype))
+def _column(requests: Sequence[Request], field: str, dtype: type) -> Any:
+    return np.array([getattr(r, field) for r in requests], dtype)
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int, size: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from flexdraft_jax.decoding.batch import ALL_STEPS, Decoding, begin
 from flexdraft_jax.decoding.costs import Profile
@@ -28,9 +29,11 @@ from flexdraft_jax.decoding.requests import (
     check_settings,
     integer,
 )
+from flexdraft_jax.decoding.sharing import NOBODY, check_mesh
 from flexdraft_jax.decoding.sizes import Sizes, slot_bucket
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import describe_mesh, row_sharding
 
 # Rows that read their prompts in one call, where several do; else one row does.
 _READING_ROWS = 4
@@ -43,8 +46,6 @@ _STEPS_BETWEEN_CHUNKS = 4
 _USUAL_SLOTS = 512
 # Tokens that a row can go on for before slots that were given up would be asked for again.
 _SPARE_SLOTS = 32
-# Is in the rows that nobody has.
-_NOBODY = Request(prompt=(0,), max_new_tokens=0, confidence_threshold=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,7 @@ class DecodeEngine:
         pruning_strategy: str = "cumulative_product",
         profile: Profile | str | os.PathLike[str] | None = None,
         attention: str = "reference",
+        mesh: Mesh | None = None,
         max_length: int | None = None,
         prompt_chunk: int | None = None,
         progress: Callable[[str], None] | None = None,
@@ -127,6 +129,8 @@ class DecodeEngine:
             pruning_strategy: "cumulative_product" or "min_confidence".
             profile: of step costs.
             attention: "reference" or "pallas".
+            mesh: that the weights lie on; None takes it from them. It must be of devices of this
+                process alone: each process answers requests of its own, in its own time.
             max_length: as above; if None, what the target can do, or a half, a quarter, ... of it
                 where there is no memory for more.
             prompt_chunk: P, tokens of a prompt to read in one call; chosen by the first prompts if
@@ -139,12 +143,17 @@ class DecodeEngine:
         """
         check_models(target, draft)
         self.batch_size = _at_least_one("batch_size", batch_size)
+        mesh = check_mesh(target, draft, mesh)
+        if mesh is not None:
+            _check_rows(mesh, self.batch_size)
         self._chunk = None if prompt_chunk is None else _at_least_one("prompt_chunk", prompt_chunk)
         self.sampling = sampling
         self._progress = progress
         self._target = target
         self._draft = draft = None if schedule == "ar" else draft
-        block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
+        block_size = check_settings(
+            target, draft, schedule, block_size, pruning_strategy, sampling, attention
+        )
         self._program, self._cost_model = choose_program(
             target,
             draft,
@@ -156,6 +165,7 @@ class DecodeEngine:
             batch_size=self.batch_size,
             num_slots=_USUAL_SLOTS,
             attention=attention,
+            mesh=mesh,
         )
         positions = target.config.max_position_embeddings
         length = positions if max_length is None else _at_least_one("max_length", max_length)
@@ -245,7 +255,7 @@ class DecodeEngine:
 
     def _begin(self, requests: Sequence[Request]) -> Decoding:
         """A batch with these requests in its rows, nothing read yet, and its programs compiled."""
-        lengths = [len(request.prompt) for request in requests if request is not _NOBODY]
+        lengths = [len(request.prompt) for request in requests if request is not NOBODY]
         most = self.max_length + self._program.block_size
         sizes = Sizes(
             prompt=self._chunk or _choose_chunk(lengths),
@@ -324,7 +334,7 @@ class _Batch:
             if row is None and (numbered := next(self._requests, None)) is not None:
                 taken[place] = numbered
         if taken:
-            requests = [_NOBODY if row is None else row.request for row in self._rows]
+            requests = [NOBODY if row is None else row.request for row in self._rows]
             for place, (_, request) in taken.items():
                 requests[place] = request
             if self._decoding is None:
@@ -416,6 +426,17 @@ def _choose_chunk(lengths: Sequence[int]) -> int:
         _PROMPT_CHUNKS,
         key=lambda chunk: sum(-(-length // chunk) * (chunk + _CALL_COST) for length in lengths),
     )
+
+
+def _check_rows(mesh: Mesh, batch_size: int) -> None:
+    """Raises ValueError where an engine can't work on the mesh."""
+    if mesh.is_multi_process:
+        raise ValueError(
+            f"mesh={describe_mesh(mesh)}: lies on several processes, which would have to wait for "
+            "each other at every request; give each an engine of its own, with weights on "
+            "make_mesh(..., devices=jax.local_devices())"
+        )
+    row_sharding(mesh, batch_size)
 
 
 def _at_least_one(field: str, value: int) -> int:

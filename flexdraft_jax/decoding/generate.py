@@ -1,11 +1,15 @@
 """Lists of prompts in, lists of tokens out."""
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
+
+from jax.sharding import Mesh
 
 from flexdraft_jax.decoding.batch import GenerateOutput, start
 from flexdraft_jax.decoding.costs import Profile
 from flexdraft_jax.decoding.requests import check_models, check_requests, integer
+from flexdraft_jax.decoding.sharing import check_mesh, share_requests
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 
@@ -30,6 +34,7 @@ def generate(
     sampling: str = "coupled",
     profile: Profile | str | os.PathLike[str] | None = None,
     attention: str = "reference",
+    mesh: Mesh | None = None,
 ) -> GenerateOutput:
     """Decodes; every schedule gives the tokens of plain decoding.
 
@@ -62,13 +67,18 @@ def generate(
             `infer/measure_steps.py` has written for this model and device, or estimates.
         attention: what computes attention to the cache. "reference" runs anywhere; "pallas" is a
             kernel for TPUs that reads of each row what is there, which nobody has timed yet.
+        mesh: that the weights lie on; None takes it from them. Rows that are missing until they
+            divide among its devices are made up. Where it spans several processes, all of them make
+            the call together, each with prompts of its own, and the other arguments alike; each
+            gets the answers to its own.
 
     Raises:
         ValueError: an argument out of its range; it is named, with what would be right.
         TypeError: an argument of the wrong kind.
     """
     check_models(target, draft)
-    requests = check_requests(
+    check = functools.partial(
+        check_requests,
         target.config,
         prompts,
         max_new_tokens,
@@ -81,6 +91,7 @@ def generate(
         seed=seed,
         row_ids=row_ids,
     )
+    requests, own = share_requests(check_mesh(target, draft, mesh), check)
     decoding = start(
         target,
         draft,
@@ -91,6 +102,7 @@ def generate(
         sampling=sampling,
         profile=profile,
         attention=attention,
+        wanted=own,
     )
     decoding.advance()
     return decoding.output()
@@ -116,6 +128,7 @@ def stream(
     sampling: str = "coupled",
     profile: Profile | str | os.PathLike[str] | None = None,
     attention: str = "reference",
+    mesh: Mesh | None = None,
     steps_per_update: int = 1,
 ) -> Iterator[GenerateOutput]:
     """Like `generate`, but yields all that has been emitted every `steps_per_update` steps.
@@ -127,7 +140,8 @@ def stream(
     if integer("steps_per_update", steps_per_update) < 1:
         raise ValueError(f"steps_per_update={steps_per_update}: must be at least 1")
     check_models(target, draft)
-    requests = check_requests(
+    check = functools.partial(
+        check_requests,
         target.config,
         prompts,
         max_new_tokens,
@@ -140,6 +154,7 @@ def stream(
         seed=seed,
         row_ids=row_ids,
     )
+    requests, own = share_requests(check_mesh(target, draft, mesh), check)
     decoding = start(
         target,
         draft,
@@ -150,5 +165,6 @@ def stream(
         sampling=sampling,
         profile=profile,
         attention=attention,
+        wanted=own,
     )
     return decoding.updates(steps_per_update)

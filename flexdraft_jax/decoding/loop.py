@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.acceptance import Verdict
@@ -16,6 +18,7 @@ from flexdraft_jax.decoding.state import (
     RUNNING,
     DecodeState,
     init_state,
+    place_rows,
     put_rows,
     select_rows,
     take_rows,
@@ -29,7 +32,7 @@ from flexdraft_jax.decoding.steps import (
     step,
     target_token,
 )
-from flexdraft_jax.models.cache import Cache, commit
+from flexdraft_jax.models.cache import Cache, commit, init_cache
 
 # Of plain steps, flex takes as many before it chooses again.
 _PLAIN_STEPS = 4
@@ -61,7 +64,10 @@ def read_prompt_chunk(
         count: [R] tokens to read of each, up to P; 0 reads nothing.
         last: [R] bool, whether the prompt ends with them.
     """
-    part = state if rows is None else take_rows(state, rows)
+    place, part = program.place, state
+    if rows is not None:
+        # They are too few to divide among the devices that all rows lie on.
+        program, part = dataclasses.replace(program, mesh=None), take_rows(state, rows)
     clean = program.apply(variables, "clean_pass", tokens, part.length, part.cache)
     part = dataclasses.replace(
         part,
@@ -80,15 +86,51 @@ def read_prompt_chunk(
     # The prompt's own token is the bonus of no step.
     part = emit(program, part, Verdict(jnp.zeros_like(bonus), bonus))
     if rows is None:
-        return part
+        return place(part)
     # Always true, but it makes the write wait for every read of the old cache, as in a step.
-    return put_rows(state, jnp.where(bonus >= 0, rows, len(state.length)), part)
+    rows = jnp.where(bonus >= 0, rows, len(state.length))
+    return place(put_rows(state, rows, part))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "block_size"), donate_argnames="state")
+def first_state(
+    program: DecodeProgram, num_slots: int, dtype: DTypeLike, settings: dict[str, Any]
+) -> DecodeState:
+    """A batch that has read nothing, made where it lies.
+
+    Args:
+        program: the compiled choices.
+        num_slots: S.
+        dtype: of the cache.
+        settings: arguments of `init_state`.
+    """
+    make = _make_state if program.mesh is None else _make_state_on_mesh
+    return make(program.model.config, program.block_size, program.mesh, num_slots, dtype, settings)
+
+
+def _make_state(
+    config: TargetConfig,
+    block_size: int,
+    mesh: Mesh | None,
+    num_slots: int,
+    dtype: DTypeLike,
+    settings: dict[str, Any],
+) -> DecodeState:
+    settings = jax.tree.map(jnp.asarray, settings)
+    cache = init_cache(config, len(settings["budget"]), num_slots, dtype)
+    return place_rows(init_state(config, cache, block_size=block_size, **settings), mesh, config)
+
+
+# Compiled, so that no device ever holds all of it.
+_make_state_on_mesh = jax.jit(_make_state, static_argnums=(0, 1, 2, 3, 4))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "block_size", "mesh"), donate_argnames="state"
+)
 def admit(
     config: TargetConfig,
     block_size: int,
+    mesh: Mesh | None,
     state: DecodeState,
     admitted: jax.Array,
     budget: jax.Array,
@@ -101,6 +143,7 @@ def admit(
     Args:
         config: the target's.
         block_size: n.
+        mesh: that rows are spread over, if any.
         state: donated.
         admitted: [B] bool, rows to start over. The settings of rows that read or run must be what
             they were.
@@ -121,7 +164,7 @@ def admit(
     nothing = Cache((), ())
     old = dataclasses.replace(state, **settings, cache=nothing)
     chosen = select_rows(admitted, dataclasses.replace(fresh, cache=nothing), old)
-    return dataclasses.replace(chosen, cache=state.cache)
+    return place_rows(dataclasses.replace(chosen, cache=state.cache), mesh, config)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
@@ -167,7 +210,9 @@ def run(
 
         def body(carry: Carry) -> Carry:
             done, index, state = carry
-            state = step(part, variables, state, index - first)
+            # At both ends, or the compiler would choose for what is carried from step to step.
+            state = step(part, variables, program.place(state), index - first)
+            state = program.place(state)
             if part.drafts or flex_costs is None:
                 return done + 1, next_variant(program, state, flex_costs), state
             # Plain steps teach little, and are so short that even the choice counts.
@@ -180,6 +225,7 @@ def run(
 
         return jax.lax.while_loop(same_part, body, carry)
 
+    state = program.place(state)
     carry = jnp.int32(0), next_variant(program, state, flex_costs), state
     count = len(program.variants)
     if flex_costs is None:
@@ -191,4 +237,5 @@ def run(
             goes_on, lambda carry: steps_of(1, count, steps_of(0, 1, carry)), carry
         )
     done, _, state = carry
+    state = program.place(state)
     return state, done, full(state)

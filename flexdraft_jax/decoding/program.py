@@ -4,6 +4,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from jax.sharding import Mesh
+
 from flexdraft_jax.decoding.costs import (
     CostModel,
     Profile,
@@ -14,10 +16,11 @@ from flexdraft_jax.decoding.costs import (
 )
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.steps import DecodeProgram
-from flexdraft_jax.models.attention import Backend
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_model
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import row_devices
+from flexdraft_jax.parallel.processes import gather
 
 
 def choose_program(
@@ -32,6 +35,7 @@ def choose_program(
     batch_size: int,
     num_slots: int,
     attention: str = "reference",
+    mesh: Mesh | None = None,
     verify_all: bool = False,
 ) -> tuple[DecodeProgram, CostModel | None]:
     """What to compile for checked settings, and what flex is to choose by.
@@ -47,6 +51,7 @@ def choose_program(
         batch_size: B.
         num_slots: S at which parallel and sequential steps are compared.
         attention: as for `generate`.
+        mesh: that the weights lie on, if any.
         verify_all: whether every step verifies all n - 1 drafts.
     """
     cost_model = None
@@ -55,16 +60,19 @@ def choose_program(
         sampling = "coupled"  # Without drafts there is nothing to accept.
     elif schedule == "flex":
         measured = find_profile(target.config, draft.config, target.dtype, profile)
+        if mesh is not None and mesh.is_multi_process:
+            measured = gather(measured)[0]  # All have to choose alike.
         cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)
-        variants = flex_variants(cost_model.at(batch_size, num_slots))
+        variants = flex_variants(cost_model.at(batch_size // row_devices(mesh), num_slots))
     else:
         variants = fixed_variants(schedule, block_size, verify_all)
     program = DecodeProgram(
-        model=flexdraft_model(target, draft, Backend(attention)),
+        model=flexdraft_model(target, draft, attention),
         block_size=block_size,
         pruning_strategy=pruning_strategy,
         sampling=sampling,
         variants=variants,
+        mesh=mesh,
     )
     return program, cost_model
 

@@ -5,12 +5,14 @@ from typing import Any, TypeVar
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.flex import Record, empty_record
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.models.cache import Cache
 from flexdraft_jax.parallel.axes import array_field, logical_axes
+from flexdraft_jax.parallel.mesh import constrain
 
 _Tree = TypeVar("_Tree")
 
@@ -39,7 +41,7 @@ class CandidateBlock:
     tokens: jax.Array = array_field("batch", "block")
     verify_length: jax.Array = array_field("batch")
     survival: jax.Array = array_field("batch", "block")
-    hidden: jax.Array = array_field("batch", "block", "embed")
+    hidden: jax.Array = array_field("batch", "block", "width")
 
 
 @flax.struct.dataclass
@@ -133,6 +135,11 @@ def init_state(
     )
 
 
+def place_rows(state: DecodeState, mesh: Mesh | None, config: TargetConfig) -> DecodeState:
+    """Within a compiled program: the state where the table of mesh axes says, in and out alike."""
+    return constrain(state, mesh, logical_axes(state), config)
+
+
 def resize(state: DecodeState, num_slots: int) -> DecodeState:
     """The same rows with more slots, or with fewer: then no row may hold more tokens than that.
 
@@ -146,6 +153,8 @@ def resize(state: DecodeState, num_slots: int) -> DecodeState:
         # Negative padding takes away.
         padding = [(0, after - before, 0) for before, after in zip(old.shape, shape, strict=True)]
         new = jax.lax.pad(old, jnp.zeros((), old.dtype), padding)
+        if isinstance(old.sharding, NamedSharding):
+            new = jax.device_put(new, old.sharding)
         old.delete()
         return new
 
@@ -156,7 +165,9 @@ def resized_shapes(state: DecodeState, num_slots: int) -> DecodeState:
     """What `resize` would give, with a `jax.ShapeDtypeStruct` for every array."""
 
     def shape(old: jax.Array, axes: tuple[str, ...]) -> Any:
-        return jax.ShapeDtypeStruct(_resized(old.shape, axes, num_slots), old.dtype)
+        # An array that was never laid anywhere is compiled for as one that may lie anywhere.
+        place = old.sharding if isinstance(old.sharding, NamedSharding) else None
+        return jax.ShapeDtypeStruct(_resized(old.shape, axes, num_slots), old.dtype, sharding=place)
 
     return jax.tree.map(shape, state, logical_axes(state))
 
@@ -169,6 +180,15 @@ def take_rows(state: DecodeState, rows: jax.Array) -> DecodeState:
 def put_rows(state: DecodeState, rows: jax.Array, part: DecodeState) -> DecodeState:
     """The state with the rows [R] in their places; those at B are dropped."""
     return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state, part)
+
+
+def put_columns(old: jax.Array, columns: jax.Array, new: jax.Array) -> jax.Array:
+    """Writes [B, n] into [B, S], each row at its own columns [B, n]; those at S are dropped."""
+
+    def put(old: jax.Array, columns: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[columns].set(new, mode="drop", wrap_negative_indices=False)
+
+    return jax.vmap(put)(old, columns, new)
 
 
 def select_rows(rows: jax.Array, chosen: _Tree, others: _Tree) -> _Tree:

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from flexdraft_jax.decoding.acceptance import Verdict, accept_by_rejection, accept_matching
 from flexdraft_jax.decoding.confidence import (
@@ -49,6 +50,8 @@ from flexdraft_jax.decoding.state import (
     STOP,
     CandidateBlock,
     DecodeState,
+    place_rows,
+    put_columns,
     select_rows,
 )
 from flexdraft_jax.models.cache import KeysValues, commit
@@ -71,6 +74,7 @@ class DecodeProgram:
         variants: the steps to choose from, by ascending number of drafts.
         forced_acceptance: for timing alone: each draft is accepted with this probability and is
             that sure of itself, whatever the models say, and so the tokens mean nothing.
+        mesh: that weights and rows are spread over; None is one device.
     """
 
     model: FlexDraft
@@ -79,10 +83,15 @@ class DecodeProgram:
     sampling: str
     variants: tuple[Variant, ...]
     forced_acceptance: float | None = None
+    mesh: Mesh | None = None
+
+    def place(self, state: DecodeState) -> DecodeState:
+        """The state where it lies between two steps."""
+        return place_rows(state, self.mesh, self.model.config)
 
     def apply(self, variables: Variables, method: str, *args: Any) -> Any:
         """Calls one of the model's passes."""
-        return self.model.apply(variables, *args, method=method)
+        return self.model.clone(mesh=self.mesh).apply(variables, *args, method=method)
 
     @property
     def drafts(self) -> bool:
@@ -231,7 +240,6 @@ def emit(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> Decode
     Where the target's logits are NaN the bonus is no token (see `greedy_token`): it is left out,
     and the row is finished.
     """
-    rows = jnp.arange(state.length.shape[0])
     slot = jnp.arange(state.block.tokens.shape[1])
     drafts = jnp.roll(state.block.tokens, -1, axis=1)  # draft j + 1 in slot j
     a = verdict.num_accepted[:, None]
@@ -255,7 +263,7 @@ def emit(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> Decode
     column = jnp.where(slot < count[:, None], column, size)
     return dataclasses.replace(
         state,
-        tokens=state.tokens.at[rows[:, None], column].set(emitted, mode="drop"),
+        tokens=put_columns(state.tokens, column, emitted),
         num_emitted=num_emitted,
         finish_reason=jnp.where(state.active, finished, state.finish_reason),
     )
@@ -401,19 +409,18 @@ def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict)
 def _log(state: DecodeState, verdict: Verdict) -> DecodeState:
     """Counts the step and notes its a + 1 and v, and how good its drafts were."""
     block = state.block
-    rows = jnp.arange(state.length.shape[0])
     # A row that is finished writes behind the last entry, and mode="drop" discards it.
-    entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])
+    entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])[:, None]
     return dataclasses.replace(
         state,
         num_steps=state.num_steps + state.active,
         record=note_verdict(
             state.record, block.survival, block.verify_length, verdict.num_accepted
         ),
-        acceptance_lengths=state.acceptance_lengths.at[rows, entry].set(
-            verdict.num_accepted + 1, mode="drop"
+        acceptance_lengths=put_columns(
+            state.acceptance_lengths, entry, verdict.num_accepted[:, None] + 1
         ),
-        verify_lengths=state.verify_lengths.at[rows, entry].set(block.verify_length, mode="drop"),
+        verify_lengths=put_columns(state.verify_lengths, entry, block.verify_length[:, None]),
     )
 
 

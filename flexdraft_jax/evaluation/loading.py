@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.assets import load_default
@@ -37,6 +38,7 @@ def load_models(
     draft_directory: str | os.PathLike[str] | None = None,
     *,
     dtype: str = "float32",
+    mesh: Mesh | None = None,
 ) -> Models:
     """Loads two directories, or the embedded default where neither is named.
 
@@ -44,6 +46,7 @@ def load_models(
         target_directory: a Hugging Face directory with a tokenizer.
         draft_directory: a draft in the published format; may be left out for plain decoding.
         dtype: of the weights in memory.
+        mesh: as for `load_target`.
 
     Raises:
         ValueError: a draft without a target, a target directory without a tokenizer, or a
@@ -56,9 +59,9 @@ def load_models(
                 f"draft_directory={os.fspath(draft_directory)!r} without target_directory: a draft "
                 "belongs to one target; name both, or neither for the embedded default"
             )
-        target, default_draft, tokenizer = load_default(dtype=dtype)
+        target, default_draft, tokenizer = load_default(dtype=dtype, mesh=mesh)
         return Models(target, default_draft, tokenizer, "embedded default")
-    target = load_target(target_directory, dtype=dtype)
+    target = load_target(target_directory, dtype=dtype, mesh=mesh)
     draft = None if draft_directory is None else load_draft(draft_directory, target)
     name = pathlib.Path(target_directory).resolve().name
     return Models(target, draft, load_tokenizer(target_directory), name)

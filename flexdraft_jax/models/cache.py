@@ -71,19 +71,27 @@ def commit(
         length: [B], the slot of the first fresh token.
         active: [B]; the cache of other rows stays as it is.
     """
-    batch, heads, num_fresh, _ = fresh[0].keys.shape
     # An inactive row writes behind the last slot, and mode="drop" discards it.
     start = jnp.where(active, length, cache.num_slots)
-    slots = (start[:, None] + jnp.arange(num_fresh))[:, None, :]  # [B, 1, T]
-    rows = jnp.arange(batch)[:, None, None]
-    kv_heads = jnp.arange(heads)[None, :, None]
+    slots = start[:, None] + jnp.arange(fresh[0].keys.shape[2])  # [B, T]
+    by_head = jax.vmap(_put, in_axes=(0, None, 0))
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[rows, kv_heads, slots].set(
-            new.astype(old.dtype), mode="drop", unique_indices=True, indices_are_sorted=True
-        )
+        # Row by row and head by head, so that on a mesh each device writes what it has.
+        return jax.vmap(by_head)(old, slots, new.astype(old.dtype))
 
     return Cache(
         keys=tuple(write(old, new.keys) for old, new in zip(cache.keys, fresh, strict=True)),
         values=tuple(write(old, new.values) for old, new in zip(cache.values, fresh, strict=True)),
+    )
+
+
+def _put(old: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
+    """One row and head: [S, H], [T], [T, H] -> [S, H]."""
+    return old.at[slots].set(
+        new,
+        mode="drop",
+        unique_indices=True,
+        indices_are_sorted=True,
+        wrap_negative_indices=False,
     )

@@ -6,11 +6,13 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models.layers import Attention, Linear, rope_tables, weight
 from flexdraft_jax.models.target import Params, Target
+from flexdraft_jax.parallel.mesh import mesh_of, put, shardings
 
 
 class Calibration(nn.Module):
@@ -98,6 +100,23 @@ def draft_logical_axes(config: TargetConfig, draft_config: DraftConfig) -> Param
     return nn.get_partition_spec(jax.eval_shape(init, jax.random.key(0)))
 
 
+def draft_shardings(config: TargetConfig, draft_config: DraftConfig, mesh: Mesh) -> Params:
+    """Where every weight lies on the mesh; as `target_shardings`."""
+    axes = draft_logical_axes(config, draft_config)
+    return shardings(mesh, axes, draft_shapes(config, draft_config), config)
+
+
+def spread_draft(draft: Draft, config: TargetConfig, mesh: Mesh) -> Draft:
+    """The draft with its weights spread over the mesh, beside those of its target.
+
+    Args:
+        draft: whole on this process.
+        config: the target's.
+        mesh: the target's.
+    """
+    return Draft(draft.config, put(draft.params, draft_shardings(config, draft.config, mesh)))
+
+
 def init_draft(
     target: Target,
     *,
@@ -107,6 +126,8 @@ def init_draft(
     rng: jax.Array,
 ) -> Draft:
     """An untrained draft: the target's own projections, a small random mask, no calibration.
+
+    It lies where the target does.
 
     Args:
         target: the model to draft for.
@@ -122,6 +143,9 @@ def init_draft(
     draft_config = DraftConfig(num_draft_layers, block_size, calibration_rank)
     check_num_draft_layers(draft_config, config)
     params = nn.meta.unbox(_boxed_params(config, draft_config, target.dtype, rng))
+    mesh = mesh_of(target.params)
+    if mesh is not None:
+        params = put(params, draft_shardings(config, draft_config, mesh))
     split = config.num_layers - num_draft_layers
     for d in range(num_draft_layers):
         # Copies, so that donating the draft's buffers never takes the target's away.

@@ -10,15 +10,17 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models import masks
-from flexdraft_jax.models.attention import REFERENCE, Backend, Part, attend
+from flexdraft_jax.models.attention import Backend, Part, attend
 from flexdraft_jax.models.cache import Cache, KeysValues
 from flexdraft_jax.models.draft import Draft, DraftModel
 from flexdraft_jax.models.layers import rope_tables
 from flexdraft_jax.models.target import DecoderLayer, Params, Target, TargetModel
+from flexdraft_jax.parallel.mesh import constrain_rows
 
 
 class CleanPass(NamedTuple):
@@ -64,16 +66,19 @@ class FlexDraft(nn.Module):
         config: the target's.
         draft_config: None where no draft is needed; then only `clean_pass` and the heads work.
         dtype: of the weights and hidden states.
-        backend: of attention to the cache, and among the clean tokens of packed rows.
+        mesh: that rows are spread over; None says nothing of where hidden states lie.
+        attention: the name of its `Backend`, for the cache and the clean tokens of packed rows.
     """
 
     config: TargetConfig
     draft_config: DraftConfig | None = None
     dtype: DTypeLike = jnp.float32
-    backend: Backend = REFERENCE
+    mesh: Mesh | None = None
+    attention: str = "reference"
 
     def setup(self) -> None:
         """Declares the parameters."""
+        self.backend = Backend(self.attention, self.mesh)
         self.target = TargetModel(self.config, self.dtype, self.backend)
         if self.draft_config is not None:
             self.draft = DraftModel(self.config, self.draft_config, self.dtype)
@@ -91,15 +96,16 @@ class FlexDraft(nn.Module):
         """
         positions = length[:, None] + jnp.arange(tokens.shape[1])
         rope = rope_tables(self.config, positions)
-        x = self.target.embed(tokens)  # [B, T, E]
+        x = self._lay(self.target.embed(tokens))  # [B, T, E]
         fresh = []
         for index, layer in enumerate(self.target.layers):
             prefix = self._prefix(cache, index, length, positions)
             x, layer_fresh = layer(
                 x, rope, masks.block_mask(tokens.shape[1], layer.window), [prefix]
             )
+            x = self._lay(x)
             fresh.append(layer_fresh)
-        return CleanPass(self.target.final_norm(x), tuple(fresh))
+        return CleanPass(self._lay(self.target.final_norm(x)), tuple(fresh))
 
     def draft_pass(self, length: jax.Array, block_size: int, cache: Cache) -> jax.Array:
         """One mask group right behind the cache, through the draft layers only.
@@ -120,8 +126,8 @@ class FlexDraft(nn.Module):
             prefix = self._prefix(cache, index, length, positions)
             group_mask = masks.own_group_mask(block_size, layer.window)
             values = attend(queries, [prefix, Part(group, group_mask)], self.backend)
-            m = layer.feed_forward(m + own.output(values))
-        return self.target.final_norm(m)
+            m = self._lay(layer.feed_forward(m + own.output(values)))
+        return self._lay(self.target.final_norm(m))
 
     def parallel_pass(
         self,
@@ -150,13 +156,14 @@ class FlexDraft(nn.Module):
         rope = rope_tables(self.config, positions)
         group_rope = rope_tables(self.config, group_positions)
 
-        x = self.target.embed(tokens)  # [B, C, E]
+        x = self._lay(self.target.embed(tokens))  # [B, C, E]
         fresh = []
         for index, layer in enumerate(self.target.layers[: self.split]):
             prefix = self._prefix(cache, index, length, positions)
             x, layer_fresh = layer(
                 x, rope, masks.block_mask(num_candidates, layer.window), [prefix]
             )
+            x = self._lay(x)
             fresh.append(layer_fresh)
 
         # From here on candidates and mask tokens lie side by side: one matmul for both wherever
@@ -188,9 +195,9 @@ class FlexDraft(nn.Module):
                 self.backend,
             )
             attended = [layer.attention.output(values), own.output(group_values)]
-            both = layer.feed_forward(both + jnp.concatenate(attended, axis=1))
+            both = self._lay(layer.feed_forward(both + jnp.concatenate(attended, axis=1)))
             fresh.append(layer_fresh)
-        both = self.target.final_norm(both)
+        both = self._lay(self.target.final_norm(both))
         groups_hidden = both[:, num_candidates:].reshape(batch, num_groups, block_size, -1)
         return ParallelPass(CleanPass(both[:, :num_candidates], tuple(fresh)), groups_hidden)
 
@@ -205,12 +212,13 @@ class FlexDraft(nn.Module):
             segment_ids: [B, T], which document a token belongs to; each lies in one piece.
         """
         rope = rope_tables(self.config, positions)
-        x = self.target.embed(tokens)
+        x = self._lay(self.target.embed(tokens))
         fresh = []
         for layer in self.target.layers:
             x, layer_fresh = layer(x, rope, masks.segment_span(segment_ids, layer.window))
+            x = self._lay(x)
             fresh.append(layer_fresh)
-        constants = PackedPass(self.target.final_norm(x), tuple(fresh[self.split :]))
+        constants = PackedPass(self._lay(self.target.final_norm(x)), tuple(fresh[self.split :]))
         return jax.lax.stop_gradient(constants)
 
     def packed_draft_pass(
@@ -251,14 +259,15 @@ class FlexDraft(nn.Module):
                 queries,
                 [Part(clean.fresh[d], anchor_span), Part(groups, group_mask, num_anchors)],
             )
-            return layer.feed_forward(m + own.output(values))
+            return model._lay(layer.feed_forward(m + own.output(values)))
 
         if remat:
             layer_pass = nn.remat(layer_pass, static_argnums=(1,))
         m = self._mask_tokens(batch, num_anchors * block_size)  # [B, A * n, E]
         for d in range(len(clean.fresh)):
             m = layer_pass(self, d, m)
-        return self.target.final_norm(m).reshape(batch, num_anchors, block_size, -1)
+        m = self._lay(self.target.final_norm(m))
+        return m.reshape(batch, num_anchors, block_size, -1)
 
     def target_logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states of clean tokens [..., E] -> [..., V] float32."""
@@ -269,12 +278,13 @@ class FlexDraft(nn.Module):
 
         Args:
             hidden: [B, ..., E] final-normed.
-            bonus: [B, ...] token ids, broadcast to the leading axes of `hidden`.
+            bonus: [B, ...] token ids, with 1 where all entries of an axis of `hidden` share one.
 
         Returns:
             [B, ..., V] float32.
         """
-        bonus_embedding = self.target.embed(jnp.broadcast_to(bonus, hidden.shape[:-1]))
+        hidden = self._lay(hidden)
+        bonus_embedding = jnp.broadcast_to(self._lay(self.target.embed(bonus)), hidden.shape)
         return self.target.logits(hidden) + self.draft.calibration(bonus_embedding, hidden)
 
     def _draft_layers(self) -> list[tuple[int, DecoderLayer]]:
@@ -287,13 +297,17 @@ class FlexDraft(nn.Module):
 
     def _mask_tokens(self, batch: int, num_tokens: int) -> jax.Array:
         shape = (batch, num_tokens, self.config.hidden_size)
-        return jnp.broadcast_to(self.draft.mask_embedding, shape)
+        return self._lay(jnp.broadcast_to(self.draft.mask_embedding, shape))
+
+    def _lay(self, x: jax.Array) -> jax.Array:
+        """Hidden states [B, ..., E] where their rows are."""
+        return constrain_rows(x, self.mesh)
 
 
-def flexdraft_model(target: Target, draft: Draft | None, backend: Backend = REFERENCE) -> FlexDraft:
+def flexdraft_model(target: Target, draft: Draft | None, attention: str = "reference") -> FlexDraft:
     """The module for a target and its draft (or none)."""
     draft_config = None if draft is None else draft.config
-    return FlexDraft(target.config, draft_config, target.dtype, backend)
+    return FlexDraft(target.config, draft_config, target.dtype, attention=attention)
 
 
 def flexdraft_variables(target: Target, draft: Draft | None) -> dict[str, Params]:

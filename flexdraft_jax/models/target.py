@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
@@ -25,6 +26,7 @@ from flexdraft_jax.models.layers import (
     rope_tables,
     weight,
 )
+from flexdraft_jax.parallel.mesh import put, shardings
 
 Params = dict[str, Any]
 
@@ -181,17 +183,45 @@ def target_logical_axes(config: TargetConfig) -> Params:
     return nn.get_partition_spec(_boxed_shapes(config, jnp.float32))
 
 
-def init_target(config: TargetConfig, rng: jax.Array, dtype: DTypeLike = jnp.float32) -> Target:
+def target_shardings(config: TargetConfig, mesh: Mesh) -> Params:
+    """Where every weight lies on the mesh.
+
+    Raises:
+        ValueError: names every weight that does not divide.
+    """
+    return shardings(mesh, target_logical_axes(config), target_shapes(config), config)
+
+
+def spread_target(target: Target, mesh: Mesh) -> Target:
+    """The target with its weights spread over the mesh; `target` is whole on this process."""
+    return Target(target.config, put(target.params, target_shardings(target.config, mesh)))
+
+
+def init_target(
+    config: TargetConfig,
+    rng: jax.Array,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    mesh: Mesh | None = None,
+) -> Target:
     """A target with random weights.
 
     Args:
         config: its shape.
         rng: a `jax.random.key`.
         dtype: of the weights.
+        mesh: to spread them over as they are made; None is the usual device.
+
+    Raises:
+        ValueError: a weight does not divide among the mesh's devices.
     """
     model = TargetModel(config, dtype)
-    params = jax.jit(model.init)(rng, jnp.zeros((1, 1), jnp.int32))["params"]
-    return Target(config, nn.meta.unbox(params))
+    places = None if mesh is None else target_shardings(config, mesh)
+
+    def init(rng: jax.Array) -> Params:
+        return nn.meta.unbox(model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"])
+
+    return Target(config, jax.jit(init, out_shardings=places)(rng))
 
 
 def _boxed_shapes(config: TargetConfig, dtype: DTypeLike) -> Params:

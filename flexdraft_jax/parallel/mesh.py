@@ -9,6 +9,7 @@ One table, `RULES`, says which mesh axes a logical axis is spread over, in train
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "output": (),
     "stops": (),
     "embed": ("fsdp",),
+    "width": (),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -79,6 +81,51 @@ def make_mesh(
         MESH_AXES,
         axis_types=(AxisType.Auto,) * 3,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How arrays are spread over devices; as text, "data=2,tensor=4"."""
+
+    data: int = 0  # Copies of the weights, each for its own rows; 0 takes all devices left over.
+    fsdp: int = 1  # Parts that weights and optimizer state are stored in; rows are split too.
+    tensor: int = 1  # Parts that heads, MLP and vocabulary are computed in.
+
+    def __post_init__(self) -> None:
+        for name, least in (("data", 0), ("fsdp", 1), ("tensor", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"mesh.{name}={getattr(self, name)}: must be at least {least}")
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh.
+
+        Args:
+            devices: as for `make_mesh`.
+
+        Raises:
+            ValueError: the sizes do not fit the devices that are there.
+        """
+        devices = jax.devices() if devices is None else devices
+        data = self.data or len(devices) // (self.fsdp * self.tensor) or 1
+        return make_mesh(data, self.fsdp, self.tensor, devices)
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """Reads what `--mesh` takes: "tensor=4", "data=2,fsdp=2,tensor=2".
+
+    Raises:
+        ValueError: an axis that is not there or is named twice, or a size that is none.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in MESH_AXES or name in sizes or not size.isdecimal():
+            raise ValueError(
+                f"mesh={text!r}: must be sizes of {', '.join(MESH_AXES)}, each once at most, such "
+                "as data=2,tensor=4; data takes the devices that are left over if it is not named"
+            )
+        sizes[name] = int(size)
+    return MeshConfig(**sizes)
 
 
 def shardings(
@@ -134,6 +181,60 @@ def row_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
         return NamedSharding(mesh, _spec(mesh, ("batch",), (batch_size,), {}))
     except ValueError as error:
         raise ValueError(f"batch_size={batch_size}: {error}") from error
+
+
+def constrain(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetConfig) -> Any:
+    """Says within a compiled program where the arrays of a tree lie; nothing is left to chance.
+
+    Args:
+        tree: arrays.
+        mesh: None says nothing.
+        logical_axes: as for `shardings`, like the config.
+        config: of the target.
+    """
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings(mesh, logical_axes, tree, config))
+
+
+def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Within a compiled program: [B, ...] has its rows spread and is whole else.
+
+    Rows that do not divide, as those that read their prompts while others decode, are everywhere.
+    """
+    if mesh is None:
+        return x
+    rows = RULES["batch"] if x.shape[0] % row_devices(mesh) == 0 else None
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(rows)))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that the arrays of a tree lie on; None if they were never laid on one.
+
+    Raises:
+        ValueError: it is none of `make_mesh`.
+    """
+    place = jax.tree.leaves(tree)[0].sharding
+    if not isinstance(place, NamedSharding):
+        return None
+    mesh = place.mesh
+    if not isinstance(mesh, Mesh) or mesh.axis_names != MESH_AXES:
+        raise ValueError(f"mesh {dict(mesh.shape)}: must be one of make_mesh, with {MESH_AXES}")
+    return mesh
+
+
+def row_devices(mesh: Mesh | None) -> int:
+    """How many parts the rows of a batch are spread over."""
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in RULES["batch"])
+
+
+def describe_mesh(mesh: Mesh | None) -> str:
+    """Such as "data=2,tensor=4 of devices 0 to 7"."""
+    if mesh is None:
+        return "no mesh"
+    sizes = [f"{name}={size}" for name, size in mesh.shape.items() if size > 1] or ["data=1"]
+    ids = [device.id for device in mesh.devices.flat]
+    return f"{','.join(sizes)} of devices {min(ids)} to {max(ids)}"
 
 
 def optimizer_shardings(

@@ -32,8 +32,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from flexdraft_jax.data.fingerprints import write_json
+from flexdraft_jax.parallel.processes import is_main
 from flexdraft_jax.training.checksums import fault, set_damaged_aside, steps, write_checksums
-from flexdraft_jax.training.distributed import is_main
 from flexdraft_jax.training.optimizer import Params, TrainState
 
 # Groups of a configuration that may change between an interruption and its resume: they decide

@@ -11,11 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jax
-from jax.sharding import Mesh
-
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.parallel.mesh import make_mesh
+from flexdraft_jax.parallel.mesh import MeshConfig
 
 
 def _require(config: Any, group: str, **bounds: tuple[float, float]) -> None:
@@ -201,28 +198,6 @@ class DraftEvalConfig:
 
     def __post_init__(self) -> None:
         _require(self, "eval.", prompts_per_domain=(1, math.inf), max_new_tokens=(1, math.inf))
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """How arrays are spread over devices; see :mod:`flexdraft_jax.parallel.mesh`."""
-
-    data: int = 0  # Copies of the weights, each for its own rows; 0 takes all devices left over.
-    fsdp: int = 1  # Parts that weights and optimizer state are stored in; rows are split too.
-    tensor: int = 1  # Parts that heads, MLP and vocabulary are computed in.
-
-    def __post_init__(self) -> None:
-        at_least_one = (1, math.inf)
-        _require(self, "mesh.", data=(0, math.inf), fsdp=at_least_one, tensor=at_least_one)
-
-    def build(self) -> Mesh:
-        """The mesh over the devices of all processes.
-
-        Raises:
-            ValueError: the sizes do not fit the devices that are there.
-        """
-        data = self.data or jax.device_count() // (self.fsdp * self.tensor) or 1
-        return make_mesh(data, self.fsdp, self.tensor)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Several processes, one per host of a pod: starting them, sharing rows, agreeing on what to do.
+"""Training on several processes: sharing rows, agreeing on what to do.
 
 Every process runs the same program on the same steps. Each reads its own rows; process 0 alone
 writes files that are not checkpoints. The working directory must be one that all of them see.
@@ -6,9 +6,7 @@ writes files that are not checkpoints. The working directory must be one that al
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
@@ -29,60 +26,6 @@ from flexdraft_jax.parallel.mesh import (
 )
 from flexdraft_jax.training.optimizer import Params, TrainState
 from flexdraft_jax.training.rows import Rows
-
-_PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-
-def initialize(*, pod: bool = False) -> None:
-    """Joins the other processes of a run; before anything else of JAX, and alone it does nothing.
-
-    Args:
-        pod: JAX finds the other processes by itself: TPU pods, SLURM, Open MPI. Otherwise the
-            environment says who they are: `JAX_COORDINATOR_ADDRESS` (host:port of process 0),
-            `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
-
-    Raises:
-        ValueError: some of the three are set and others are not, or they make no sense.
-    """
-    # Its handler would take SIGTERM away from StopSignal, and from everything before the loop.
-    jax.config.update("jax_enable_preemption_service", False)
-    if pod:
-        jax.distributed.initialize()
-        return
-    found = {name: os.environ[name] for name in _PROCESS_VARIABLES if os.environ.get(name)}
-    if not found:
-        return
-    given = ", ".join(f"{name}={value}" for name, value in found.items())
-    if len(found) < len(_PROCESS_VARIABLES):
-        missing = ", ".join(name for name in _PROCESS_VARIABLES if name not in found)
-        raise ValueError(f"{given}: {missing} must be set too, or none of them")
-    coordinator, num_processes, process_id = found.values()
-    if not (num_processes.isdecimal() and process_id.isdecimal()):
-        raise ValueError(f"{given}: the last two must be whole numbers")
-    if ":" not in coordinator:
-        raise ValueError(f"{given}: the first must be host:port of process 0")
-    if not int(process_id) < int(num_processes):
-        raise ValueError(f"{given}: the last must be in 0..{int(num_processes) - 1}")
-    jax.distributed.initialize(
-        coordinator, int(num_processes), int(process_id), cluster_detection_method="deactivate"
-    )
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes."""
-    return jax.process_index() == 0
-
-
-@contextmanager
-def main_first(what: str) -> Iterator[None]:
-    """Process 0 goes through the body first, all others after it; `what` names the barrier."""
-    if not is_main():
-        multihost_utils.sync_global_devices(what)
-    try:
-        yield
-    finally:  # After an error too: the others would wait until a time-out, and say nothing.
-        if is_main():
-            multihost_utils.sync_global_devices(what)
 
 
 @dataclass(frozen=True)
@@ -137,35 +80,23 @@ def global_rows(mesh: Mesh, batch: Mapping[str, NDArray[Any]], batch_size: int) 
 
 
 def place_state(mesh: Mesh, state: TrainState, param_places: Params) -> TrainState:
-    """The state spread over the mesh: optimizer state beside its parameters, the rest everywhere.
+    """The state, the same on every process, spread over the mesh; see `state_places`."""
+    return put(state, state_places(mesh, state, param_places))
+
+
+def state_places(mesh: Mesh, state: TrainState, param_places: Params) -> TrainState:
+    """Where a state lies: the optimizer's beside its parameters, the rest everywhere.
 
     Args:
         mesh: of the run.
-        state: the same on every process.
+        state: arrays or shapes.
         param_places: shardings of the parameters.
     """
     whole = replicated(mesh)
     opt_state = optimizer_shardings(state.opt_state, param_places, state.params, whole)
     # mypy wants arrays in a TrainState; a tree of places has its form and other leaves.
     places: Any = TrainState(step=whole, params=param_places, opt_state=opt_state)  # type: ignore[arg-type]
-    return put(state, places)
-
-
-def to_host(array: jax.Array) -> NDArray[Any]:
-    """The whole array on every process; all of them have to call this if it lies on several."""
-    if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
-def from_main(values: Mapping[str, float]) -> dict[str, float]:
-    """The values of process 0, on every process; the names must be the same on all."""
-    numbers = np.array(list(values.values()), np.float64)
-    if jax.process_count() > 1:
-        # As pairs of 32 bits, because JAX would round 64 of them.
-        halves = multihost_utils.broadcast_one_to_all(numbers.view(np.uint32))
-        numbers = np.asarray(halves).view(np.float64)
-    return dict(zip(values, numbers.tolist(), strict=True))
+    return places
 
 
 class Agreement:

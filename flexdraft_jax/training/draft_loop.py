@@ -6,7 +6,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.checkpoints.draft import load_draft
@@ -16,12 +15,12 @@ from flexdraft_jax.data.held_out import distinct_ngrams
 from flexdraft_jax.data.pipeline import row_loader
 from flexdraft_jax.data.prepared import HeldOut, Prepared, prompts_that_fit
 from flexdraft_jax.evaluation.measure import answer_prompts, mean_tau_of
-from flexdraft_jax.models.draft import Draft, draft_logical_axes, init_draft
-from flexdraft_jax.models.target import Target, target_logical_axes
-from flexdraft_jax.parallel.mesh import put, shardings
+from flexdraft_jax.models.draft import Draft, draft_shardings, init_draft
+from flexdraft_jax.models.target import Target, spread_target
+from flexdraft_jax.parallel.processes import main_first
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import DraftEvalConfig, TrainDraftConfig
-from flexdraft_jax.training.distributed import batch_share, main_first, place_state
+from flexdraft_jax.training.distributed import batch_share, place_state
 from flexdraft_jax.training.draft_step import make_draft_step
 from flexdraft_jax.training.flops import draft_step_flops
 from flexdraft_jax.training.loop import EvaluateFn, fit, mean_tau
@@ -67,13 +66,13 @@ def train_draft(
     draft = _first_draft(config, target)
     mesh = config.mesh.build()
     optimizer = make_optimizer(config.train)
-    axes = draft_logical_axes(target.config, draft.config)
     state = place_state(
         mesh,
         first_state(draft.params, optimizer),
-        shardings(mesh, axes, draft.params, target.config),
+        draft_shardings(target.config, draft.config, mesh),
     )
-    spread = _spread(target, mesh)
+    # On one device it is where it is: a second copy would take as much memory again.
+    spread = target if mesh.size == 1 else spread_target(target, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     step_fn = make_draft_step(config, spread, optimizer, places)
     share = batch_share(mesh, config.train.batch_size)
@@ -166,15 +165,6 @@ def make_tau(
         return values
 
     return evaluate
-
-
-def _spread(target: Target, mesh: Mesh) -> Target:
-    """The target with its weights spread over the mesh."""
-    if mesh.size == 1:
-        return target  # Where it is already; a second copy would take as much memory again.
-    axes = target_logical_axes(target.config)
-    places = shardings(mesh, axes, target.params, target.config)
-    return Target(target.config, put(target.params, places))
 
 
 def _first_draft(config: TrainDraftConfig, target: Target) -> Draft:

@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flexdraft_jax.models.attention import Backend
+from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.flexdraft import FlexDraft, PackedPass
 from flexdraft_jax.models.target import Target
-from flexdraft_jax.parallel.mesh import replicated
 from flexdraft_jax.training.accumulation import accumulate, add
 from flexdraft_jax.training.anchors import Groups, sample_groups
 from flexdraft_jax.training.config import DraftStepConfig, ObjectiveConfig, TrainDraftConfig
@@ -44,14 +43,36 @@ def make_draft_step(
     optimizer: optax.GradientTransformation,
     state_shardings: TrainState | None = None,
 ) -> StepFn:
-    """The jitted optimizer step; the state is donated, the target is an argument like the batch.
+    """The jitted optimizer step of a target: `draft_step` with its weights.
+
+    Args:
+        config: what to compute and how.
+        target: frozen; cast to the compute dtype once, here.
+        optimizer: for the draft parameters.
+        state_shardings: as for `draft_step`.
+
+    Raises:
+        ValueError: the configuration cannot be computed; see `check_step`.
+    """
+    step = draft_step(config, target.config, optimizer, state_shardings)
+    frozen = _cast(target.params, config.step.compute_dtype)
+    return lambda state, rows: step(state, frozen, rows)
+
+
+def draft_step(
+    config: TrainDraftConfig,
+    target: TargetConfig,
+    optimizer: optax.GradientTransformation,
+    state_shardings: TrainState | None = None,
+) -> jax.stages.Wrapped:
+    """The jitted step (state, target's parameters, rows) -> (state, metrics); donates the state.
 
     Its metrics are `loss`, `row_loss` [B] (so that a row that makes it NaN can be named), `slots`
     [n-1] (share of right drafts), `expected_tau`, `grad_norm` and `learning_rate`.
 
     Args:
         config: what to compute and how.
-        target: frozen; cast to the compute dtype once, here.
+        target: of the frozen model, whose parameters come in the compute dtype.
         optimizer: for the draft parameters.
         state_shardings: a sharding at every leaf of the state, which keeps it from step to step.
             None leaves that to the compiler, as is right on one device.
@@ -60,9 +81,10 @@ def make_draft_step(
         ValueError: the configuration cannot be computed; see `check_step`.
     """
     check_step(config)
-    mesh = None if state_shardings is None else _mesh(state_shardings)
-    backend = Backend(config.step.attention, mesh)
-    model = FlexDraft(target.config, config.model, config.step.compute_dtype, backend)
+    places = jax.tree.leaves(state_shardings)
+    mesh = places[0].mesh if places else None
+    compute = config.step
+    model = FlexDraft(target, config.model, compute.compute_dtype, mesh, compute.attention)
     schedule = learning_rate_schedule(config.train)
     shardings = {} if state_shardings is None else {"out_shardings": _outputs(state_shardings)}
 
@@ -87,8 +109,7 @@ def make_draft_step(
         }
         return apply_gradients(state, gradients, optimizer), metrics
 
-    frozen = _cast(target.params, config.step.compute_dtype)
-    return lambda state, rows: step(state, frozen, rows)
+    return step
 
 
 def check_step(config: TrainDraftConfig) -> None:
@@ -251,8 +272,5 @@ def _cast(params: Params, dtype: str) -> Params:
 
 def _outputs(state_shardings: TrainState) -> tuple[TrainState, jax.sharding.NamedSharding]:
     """Of the state, and of all metrics: on every device, so that each process can read them."""
-    return state_shardings, replicated(_mesh(state_shardings))
-
-
-def _mesh(state_shardings: TrainState) -> jax.sharding.Mesh:
-    return jax.tree.leaves(state_shardings)[0].mesh
+    mesh = jax.tree.leaves(state_shardings)[0].mesh
+    return state_shardings, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

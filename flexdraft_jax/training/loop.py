@@ -19,9 +19,10 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from flexdraft_jax.parallel.processes import from_main, is_main
 from flexdraft_jax.training.checkpoints import TrainCheckpoints
 from flexdraft_jax.training.config import LoopConfig
-from flexdraft_jax.training.distributed import Agreement, from_main, global_rows, is_main
+from flexdraft_jax.training.distributed import Agreement, global_rows
 from flexdraft_jax.training.logbook import Logbook
 from flexdraft_jax.training.optimizer import Params, TrainState
 from flexdraft_jax.training.preemption import StopSignal, TrainingStopped

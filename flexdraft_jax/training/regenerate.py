@@ -34,7 +34,7 @@ from flexdraft_jax.data.fingerprints import (
     write_json,
 )
 from flexdraft_jax.data.prepare import Track
-from flexdraft_jax.training.distributed import is_main, main_first
+from flexdraft_jax.parallel.processes import is_main, main_first
 from flexdraft_jax.training.progress import track as show_progress
 from flexdraft_jax.training.rewriting import Record, Writer, answer_lines
 

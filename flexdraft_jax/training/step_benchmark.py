@@ -23,7 +23,6 @@ from flexdraft_jax.evaluation.timing import (
     seconds,
     silent,
 )
-from flexdraft_jax.models.attention import Backend
 from flexdraft_jax.models.draft import Draft, init_draft
 from flexdraft_jax.models.flexdraft import FlexDraft
 from flexdraft_jax.models.target import Target
@@ -190,7 +189,7 @@ _Gradients = Callable[..., Any]
 def _methods(target: Target, settings: StepBenchmarkSettings) -> dict[str, _Gradients]:
     """From target, draft, rows and groups to gradients and scores."""
     dtype = settings.step.compute_dtype
-    model = FlexDraft(target.config, settings.draft, dtype, Backend(settings.step.attention))
+    model = FlexDraft(target.config, settings.draft, dtype, attention=settings.step.attention)
 
     def plain(target_params: Params, draft_params: Params, *batch: Any) -> Any:
         cast = jax.tree.map(lambda x: x.astype(dtype), draft_params)

@@ -22,8 +22,8 @@ from flexdraft_jax.data.builder import prepare_rows
 from flexdraft_jax.data.chat import build_byte_tokenizer
 from flexdraft_jax.data.corpus import corpus_source
 from flexdraft_jax.data.pipeline import RowSource, row_loader
-from flexdraft_jax.models.target import Target, TargetModel, init_target, target_logical_axes
-from flexdraft_jax.parallel.mesh import make_mesh, shardings
+from flexdraft_jax.models.target import Target, TargetModel, init_target, target_shardings
+from flexdraft_jax.parallel.mesh import make_mesh
 from flexdraft_jax.training.checkpoints import prepare_work_dir
 from flexdraft_jax.training.config import TrainTargetConfig
 from flexdraft_jax.training.distributed import place_state
@@ -81,7 +81,7 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
         place_state(
             mesh,
             first_state(params, optimizer),
-            shardings(mesh, target_logical_axes(target_config), params, target_config),
+            target_shardings(target_config, mesh),
         ),
         make_target_step(model, optimizer, config.loss_on),
         batches,

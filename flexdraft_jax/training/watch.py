@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flexdraft_jax.training.distributed import to_host
+from flexdraft_jax.parallel.processes import to_host
 from flexdraft_jax.training.flops import peak_flops
 from flexdraft_jax.training.logbook import Logbook, disagreement, name_bad_rows
 from flexdraft_jax.training.progress import Metric, Progress, format_metric

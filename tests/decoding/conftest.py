@@ -1,6 +1,7 @@
 """One small target, its drafts and one set of sizes, so that tests share compiled programs."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 import flexdraft_jax as fd
 from flexdraft_jax.decoding.batch import Decoding, start
+from flexdraft_jax.decoding.costs import CostModel, StepCosts
 from flexdraft_jax.decoding.requests import check_requests
 from flexdraft_jax.decoding.sizes import Sizes
 
@@ -30,6 +32,14 @@ CONFIG = fd.TargetConfig(
 SIZES = Sizes(prompt=16, slots=64, max_slots=128)
 BLOCK_SIZE = 5
 ROW_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed", "row_ids")
+# Costs that make flex take one step alone: plain, sequential with 3 drafts, parallel with 4. The
+# steps to choose from are the same for all of them.
+FREE, DEAR = 1e-3, 10.0
+FORCING = (
+    StepCosts(5, 4, 128, {0: FREE, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: DEAR}),
+    StepCosts(5, 4, 128, {0: DEAR, 3: FREE, 4: DEAR}, FREE, {3: 9 * DEAR, 4: 0.9 * DEAR}),
+    StepCosts(5, 4, 128, {0: DEAR, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: FREE}),
+)
 
 
 def noisy(params, scale: float, seed: int):
@@ -134,3 +144,10 @@ def decode(begin) -> Callable[..., fd.GenerateOutput]:
 def plain(decode, prompts: list[list[int]]) -> list[list[int]]:
     """What the target alone writes behind each prompt, 40 tokens."""
     return decode(None, prompts, 40, "ar").tokens
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """Makes flex take another kind of step in each round."""
+    costs = itertools.cycle(FORCING)
+    monkeypatch.setattr(CostModel, "at", lambda self, batch_size, num_slots: next(costs))

@@ -12,20 +12,10 @@ import pytest
 import flexdraft_jax as fd
 from flexdraft_jax.decoding import batch, engine
 from flexdraft_jax.decoding.batch import start
-from flexdraft_jax.decoding.costs import CostModel, StepCosts
 from flexdraft_jax.decoding.engine import DecodeEngine, _choose_chunk
 from flexdraft_jax.decoding.loop import admit, read_prompt_chunk, run
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import Sizes
-
-# Costs that make flex take one step alone: plain, sequential with 3 drafts, parallel with 4. The
-# steps to choose from are the same for all of them.
-FREE, DEAR = 1e-3, 10.0
-FORCING = (
-    StepCosts(5, 4, 128, {0: FREE, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: DEAR}),
-    StepCosts(5, 4, 128, {0: DEAR, 3: FREE, 4: DEAR}, FREE, {3: 9 * DEAR, 4: 0.9 * DEAR}),
-    StepCosts(5, 4, 128, {0: DEAR, 3: DEAR, 4: DEAR}, DEAR, {3: 9 * DEAR, 4: FREE}),
-)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +60,6 @@ def make(target, draft):
         return DecodeEngine(target, draft, schedule=schedule, **settings)
 
     return make
-
-
-@pytest.fixture
-def turns(monkeypatch):
-    """Makes flex take another kind of step in each round."""
-    costs = itertools.cycle(FORCING)
-    monkeypatch.setattr(CostModel, "at", lambda self, batch_size, num_slots: next(costs))
 
 
 @pytest.mark.parametrize("schedule", ["ar", "sequential", "flex"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flexdraft_jax.models import attention, masks, span_kernel
-from flexdraft_jax.models.attention import REFERENCE, Backend, Part, attend
+from flexdraft_jax.models.attention import Backend, Part, attend
 from flexdraft_jax.models.cache import KeysValues
 from flexdraft_jax.parallel.mesh import make_mesh
 
@@ -122,9 +122,3 @@ def test_memory_does_not_grow_with_the_square(backward):
     compiled = jax.jit(jax.grad(total) if backward else total).lower(queries, kv).compile()
     scores = 4 * heads * length**2
     assert compiled.memory_analysis().temp_size_in_bytes < scores * (0.8 if backward else 0.5)
-
-
-def test_an_unknown_backend_is_named():
-    assert Backend() == REFERENCE
-    with pytest.raises(ValueError, match="attention='splash': must be one of reference, pallas"):
-        Backend("splash")

@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
@@ -22,6 +21,7 @@ from flexdraft_jax.models.draft import Draft, draft_shapes
 from flexdraft_jax.models.flexdraft import flexdraft_variables
 from flexdraft_jax.models.target import Target, target_shapes
 from flexdraft_jax.parallel.mesh import make_mesh
+from flexdraft_jax.planning.topology import parse_slice, slice_devices
 
 pytestmark = [
     pytest.mark.tpu_aot,
@@ -31,11 +31,8 @@ PALLAS = Backend("pallas")
 
 
 @pytest.fixture(params=["v5e:2x4", "v5p:2x2x1", "v6e:2x4"])
-def topology(request, monkeypatch):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    return topologies.get_topology_desc(request.param, platform="tpu")
+def devices(request):
+    return slice_devices(parse_slice(request.param))
 
 
 def compiled(function, place, *shapes):
@@ -72,25 +69,25 @@ def shapes(batch, num_queries, heads, kv_heads, slots, head_dim, dtype=jnp.bfloa
     ids=str,
 )
 @pytest.mark.parametrize("window", [None, 1024], ids=["full", "window"])
-def test_attention_to_the_cache_compiles(topology, sizes, window):
-    place = SingleDeviceSharding(topology.devices[0])
+def test_attention_to_the_cache_compiles(devices, sizes, window):
+    place = SingleDeviceSharding(devices[0])
     text = compiled(lambda *args: to_cache(*args, window), place, *shapes(*sizes))
     assert text.count('custom_call_target="tpu_custom_call"') == 1
 
 
-def test_attention_in_packed_rows_compiles(topology):
+def test_attention_in_packed_rows_compiles(devices):
     def clean(queries, keys, values, segments):
         span = masks.segment_span(segments, None)
         return attend(queries, [Part(KeysValues(keys, values), span)], PALLAS)
 
     *arrays, _ = shapes(1, 4096, 32, 8, 4096, 128)
-    place = SingleDeviceSharding(topology.devices[0])
+    place = SingleDeviceSharding(devices[0])
     text = compiled(clean, place, *arrays, ((1, 4096), jnp.int32))
     assert 'custom_call_target="tpu_custom_call"' in text
 
 
-def test_spread_over_a_mesh_nothing_travels(topology):
-    mesh = make_mesh(tensor=4, devices=topology.devices[:4])
+def test_spread_over_a_mesh_nothing_travels(devices):
+    mesh = make_mesh(tensor=4, devices=devices[:4])
     heads = NamedSharding(mesh, PartitionSpec(None, None, "tensor"))
     kv_heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
     rows = NamedSharding(mesh, PartitionSpec())
@@ -103,7 +100,7 @@ def test_spread_over_a_mesh_nothing_travels(topology):
     assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", text)
 
 
-def test_the_decoding_loop_keeps_its_cache_in_place(topology):
+def test_the_decoding_loop_keeps_its_cache_in_place(devices):
     config = TargetConfig(
         model_type="qwen3",
         vocab_size=512,
@@ -137,7 +134,7 @@ def test_the_decoding_loop_keeps_its_cache_in_place(topology):
         requests = [Request(prompt=(0,), max_new_tokens=1)] * batch
         return init_state(config, cache, block_size=n, **row_settings(requests))
 
-    place = SingleDeviceSharding(topology.devices[0])
+    place = SingleDeviceSharding(devices[0])
     limit = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = flexdraft_variables(target, draft), jax.eval_shape(begin), limit, limit
     on_device = jax.tree.map(

@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from flexdraft_jax.training.distributed import from_main, initialize
+from flexdraft_jax.parallel.processes import from_main, initialize
 
 _PROGRAM = Path(__file__).with_name("toy_run.py")
 _ROOT = Path(__file__).parents[2]

@@ -25,18 +25,9 @@ from jax.sharding import Mesh
 
 from flexdraft_jax.data.pipeline import row_loader
 from flexdraft_jax.parallel.mesh import make_mesh, shardings
+from flexdraft_jax.parallel.processes import from_main, initialize, is_main, main_first, to_host
 from flexdraft_jax.training.config import LoopConfig, OptimizerConfig
-from flexdraft_jax.training.distributed import (
-    Agreement,
-    batch_share,
-    from_main,
-    global_rows,
-    initialize,
-    is_main,
-    main_first,
-    place_state,
-    to_host,
-)
+from flexdraft_jax.training.distributed import Agreement, batch_share, global_rows, place_state
 from flexdraft_jax.training.loop import fit, mean_tau
 from flexdraft_jax.training.optimizer import TrainState, make_optimizer
 from flexdraft_jax.training.preemption import TrainingStopped

@@ -1,0 +1,195 @@
+"""From what a person asks to a report: decoding and training on a slice that isn't there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexdraft_jax.checkpoints.draft import read_draft_config
+from flexdraft_jax.config import DraftConfig, TargetConfig
+from flexdraft_jax.evaluation.timing import Progress, silent
+from flexdraft_jax.planning.compiling import Compiled, Memory, Traffic, compile_program
+from flexdraft_jax.planning.decode_plan import (
+    DecodeCase,
+    DecodeStep,
+    all_steps,
+    lower_step,
+    main_steps,
+)
+from flexdraft_jax.planning.report import PlanReport, decode_report, train_report
+from flexdraft_jax.planning.roofline import chip_named
+from flexdraft_jax.planning.targets import find_target
+from flexdraft_jax.planning.topology import parse_slice, slice_mesh
+from flexdraft_jax.planning.train_plan import TrainCase, lower_train_step
+from flexdraft_jax.training.config import TrainDraftConfig
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """What to plan.
+
+    Attributes:
+        target: a directory, a config.json or a name of `TARGETS`.
+        topology: of the slice: "v5e:2x4".
+        mesh: "data=2,tensor=4".
+        batch_size: B.
+        num_slots: S.
+        draft: a directory; None for the next two.
+        draft_layers: D.
+        calibration_rank: r.
+        block_size: n; the draft's own if None, or 16.
+        dtype: of weights and cache.
+    """
+
+    target: str
+    topology: str
+    mesh: str
+    batch_size: int = 32
+    num_slots: int = 2048
+    draft: str | None = None
+    draft_layers: int = 5
+    calibration_rank: int = 1024
+    block_size: int | None = None
+    dtype: str = "bfloat16"
+
+    def draft_config(self, target: TargetConfig) -> DraftConfig:
+        """The draft's shape."""
+        if self.draft is not None:
+            return read_draft_config(self.draft, target)
+        return DraftConfig(self.draft_layers, self.block_size or 16, self.calibration_rank)
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What to plan.
+
+    Attributes:
+        target: a directory, a config.json or a name of `TARGETS`.
+        topology: of the slice: "v5e:16x16".
+        mesh: "fsdp=256".
+        config: of the run.
+        sequence_length: T, tokens of a packed row.
+    """
+
+    target: str
+    topology: str
+    mesh: str
+    config: TrainDraftConfig
+    sequence_length: int = 2048
+
+
+class Kept:
+    """Compiled programs in a JSON file, so that a plan may be stopped and goes on."""
+
+    def __init__(self, path: str | None) -> None:
+        """Reads the file, if it is there; None keeps nothing."""
+        self._path = None if path is None else Path(path)
+        self._entries: dict[str, Any] = {}
+        if self._path is not None and self._path.exists():
+            self._entries = json.loads(self._path.read_text())
+
+    def get(
+        self, plan: DecodePlan | TrainPlan, name: str, make: Callable[[], Compiled]
+    ) -> Compiled:
+        """The program of this name, compiled before with the same settings or made now."""
+        key = json.dumps({"program": name, **dataclasses.asdict(plan)}, sort_keys=True)
+        if key not in self._entries:
+            self._entries[key] = dataclasses.asdict(make())
+            if self._path is not None:
+                unfinished = self._path.with_name(f"{self._path.name}.unfinished")
+                unfinished.write_text(json.dumps(self._entries, indent=1) + "\n")
+                os.replace(unfinished, self._path)
+        entry = dict(self._entries[key])
+        memory = Memory(**entry.pop("memory"))
+        collectives = tuple(Traffic(**traffic) for traffic in entry.pop("collectives"))
+        return Compiled(memory=memory, collectives=collectives, **entry)
+
+
+def plan_decode(
+    plan: DecodePlan,
+    programs: Collection[str] = (),
+    all_parallel: bool = False,
+    progress: Progress = silent,
+    kept: Kept | None = None,
+) -> tuple[PlanReport, DecodeCase]:
+    """Compiles the programs of decoding one after the other.
+
+    Args:
+        plan: what to plan.
+        programs: names of those to compile; the main ones if empty. "ar" is always among them, as
+            the others are held against it.
+        all_parallel: parallel steps of all numbers of groups among them.
+        progress: told about each program.
+        kept: what was compiled before; what is compiled now is added.
+
+    Raises:
+        ValueError: something that is not there or does not divide; it is named.
+    """
+    of = parse_slice(plan.topology)
+    kept = Kept(None) if kept is None else kept
+    target = find_target(plan.target)
+    draft = plan.draft_config(target)
+    case = DecodeCase(
+        target=target,
+        draft=draft,
+        mesh=slice_mesh(of, plan.mesh),
+        batch_size=plan.batch_size,
+        num_slots=plan.num_slots,
+        block_size=plan.block_size or draft.block_size,
+        dtype=plan.dtype,
+    )
+    chip = chip_named(of.generation)
+    steps = all_steps(case, chip) if all_parallel or programs else main_steps(case, chip)
+    known = {step.name for step in steps}
+    if not known >= set(programs):
+        raise ValueError(f"programs={','.join(programs)}: must be of {', '.join(sorted(known))}")
+    compiled: list[tuple[DecodeStep, Compiled]] = []
+    for step in steps:
+        if not programs or step.name in (*programs, "ar"):
+
+            def make(step: DecodeStep = step) -> Compiled:
+                progress(f"compiling {step.name} of {plan.target} for {of.name}")
+                return compile_program(step.name, *lower_step(case, step))[0]
+
+            compiled.append((step, kept.get(plan, step.name, make)))
+    title = (
+        f"{plan.target} on {of.accelerator_type} ({of.name}), {plan.mesh}: {case.batch_size} rows "
+        f"of {case.num_slots} slots, n = {case.block_size}, D = {draft.num_draft_layers}, "
+        f"{case.dtype}"
+    )
+    return decode_report(title, dataclasses.asdict(plan), case, compiled), case
+
+
+def plan_train(
+    plan: TrainPlan, progress: Progress = silent, kept: Kept | None = None
+) -> PlanReport:
+    """Compiles a training step; arguments and errors as for `plan_decode`.
+
+    Raises:
+        ValueError: something that is not there or does not divide; it is named.
+    """
+    of = parse_slice(plan.topology)
+    config = plan.config
+    kept = Kept(None) if kept is None else kept
+    case = TrainCase(
+        find_target(plan.target), config, slice_mesh(of, plan.mesh), plan.sequence_length
+    )
+
+    def make() -> Compiled:
+        progress(f"compiling the training step of {plan.target} for {of.name}")
+        return compile_program("train step", *lower_train_step(case))[0]
+
+    compiled = kept.get(plan, "train step", make)
+    title = (
+        f"Training a drafter of {plan.target} on {of.accelerator_type} ({of.name}), {plan.mesh}: "
+        f"{config.train.batch_size} rows of {plan.sequence_length} tokens, {config.anchors} "
+        f"anchors, n = {config.model.block_size}, D = {config.model.num_draft_layers}, chunk "
+        f"{config.step.chunk or 'off'}, microbatches {config.step.microbatches}, remat "
+        f"{'on' if config.step.remat else 'off'}"
+    )
+    return train_report(title, dataclasses.asdict(plan), case, compiled)

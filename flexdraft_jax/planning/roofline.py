@@ -1,0 +1,279 @@
+"""What steps take at best: arithmetic, memory traffic and messages of one chip, counted by hand.
+
+A step is a row of parts, one after the other. A part takes as long as its arithmetic or its
+traffic, whichever is longer; messages between chips wait for what they carry, so they come on top.
+Counted are matrices, the key/value cache in its whole length, and messages; what is left out
+(norms, softmax, activations, the start of operations) makes real steps slower, not faster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flexdraft_jax.config import DraftConfig, TargetConfig
+from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
+from flexdraft_jax.parallel.devices import Device, find_device
+
+# What a message takes from chip to chip, however small (jax-ml.github.io/scaling-book, "TPUs").
+_HOP_SECONDS = 1e-6
+# Chips that times are given for, and JAX's names of them.
+CHIPS = {"v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite", "H100": "NVIDIA H100"}
+# Fewer rows of a chip than this may be multiplied on a slower path: the plain decoding that drafts
+# are held against is given as many at least, or it would be too easily beaten.
+PLAIN_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Message:
+    """A collective, as one chip sees it.
+
+    Attributes:
+        kind: "all-reduce", "all-gather", ..
+        sent: bytes that the chip sends each time.
+        group: chips that take part.
+        times: in one step.
+    """
+
+    kind: str
+    sent: float
+    group: int
+    times: int
+
+    def seconds(self, chip: Device) -> float:
+        """All times together, with all links of the chip busy."""
+        hops = {"all-reduce": self.group, "collective-permute": 1}.get(self.kind, self.group / 2)
+        return self.times * max(hops * _HOP_SECONDS, self.sent / chip.interconnect)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a step, on one chip.
+
+    Attributes:
+        flops: arithmetic; a product of matrices [a, b] and [b, c] is 2abc.
+        traffic: bytes from and to the chip's memory.
+        times: how often it comes in one step.
+    """
+
+    flops: float
+    traffic: float
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step on one chip."""
+
+    parts: tuple[Part, ...]
+    messages: tuple[Message, ...]
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.parts + other.parts, self.messages + other.messages)
+
+    @property
+    def flops(self) -> float:
+        """Arithmetic of all parts."""
+        return sum(part.flops * part.times for part in self.parts)
+
+    @property
+    def traffic(self) -> float:
+        """Bytes from and to memory of all parts."""
+        return sum(part.traffic * part.times for part in self.parts)
+
+    def with_messages(self, messages: Sequence[Message]) -> Work:
+        """With those that a compiler has made of it."""
+        return dataclasses.replace(self, messages=tuple(messages))
+
+    def milliseconds(self, chip: Device) -> float:
+        """At best."""
+        parts = sum(
+            part.times * max(part.flops / chip.flops, part.traffic / chip.bandwidth)
+            for part in self.parts
+        )
+        return 1e3 * (parts + sum(message.seconds(chip) for message in self.messages))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mesh, as counting needs it.
+
+    Attributes:
+        data: copies of the weights.
+        fsdp: parts that weights are stored in, and gathered from.
+        tensor: parts that a pass is computed in.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Parts that the rows of a batch are spread over."""
+        return self.data * self.fsdp
+
+
+@dataclass(frozen=True)
+class DecodeWork:
+    """Counts the steps of one target and draft.
+
+    Attributes:
+        target: its shape.
+        draft: its shape.
+        block_size: n.
+        dtype: of weights and cache.
+        mesh: that they are spread over.
+        num_slots: S.
+    """
+
+    target: TargetConfig
+    draft: DraftConfig
+    block_size: int
+    dtype: DTypeLike
+    mesh: Spread
+    num_slots: int
+
+    def step(self, variant: Variant, batch_size: int) -> Work:
+        """One step of a batch of B rows, which must divide among the chips that rows lie on."""
+        tokens = variant.num_drafts + 1
+        verify = self._layers(tokens, self.target.num_layers, batch_size)
+        verify += self._head(tokens, batch_size)
+        if variant.schedule == "parallel":
+            return verify + self._riding(tokens, batch_size) + self._draft_head(batch_size)
+        if variant.schedule == "sequential":
+            masks = self._layers(self.block_size, self.draft.num_draft_layers, batch_size)
+            return verify + masks + self._draft_head(batch_size)
+        return verify
+
+    def prefill(self, num_tokens: int, batch_size: int) -> Work:
+        """Reading P tokens of each prompt, and the first draft."""
+        read = self._layers(num_tokens, self.target.num_layers, batch_size)
+        masks = self._layers(self.block_size, self.draft.num_draft_layers, batch_size)
+        return read + self._head(1, batch_size) + masks + self._draft_head(batch_size)
+
+    def costs(self, batch_size: int, chip: Device) -> StepCosts:
+        """What flex chooses by."""
+
+        def of(schedule: str, num_drafts: int) -> float:
+            return self.step(Variant(schedule, num_drafts), batch_size).milliseconds(chip)
+
+        buckets = flex_buckets(self.block_size)
+        return StepCosts(
+            block_size=self.block_size,
+            batch_size=batch_size,
+            num_slots=self.num_slots,
+            verify={v: of("ar", v) for v in (0, *buckets)},
+            draft=of("sequential", 0) - of("ar", 0),
+            parallel={v: of("parallel", v) for v in buckets},
+        )
+
+    @property
+    def _item(self) -> int:
+        return jnp.dtype(self.dtype).itemsize
+
+    def _rows(self, batch_size: int) -> int:
+        return max(batch_size // self.mesh.rows, 1)
+
+    def _cached(self) -> int:
+        """Numbers of one token's keys and values in one layer, on one chip."""
+        t, tensor = self.target, self.mesh.tensor
+        heads = t.num_kv_heads if t.num_kv_heads % tensor else t.num_kv_heads // tensor
+        return 2 * heads * t.head_dim
+
+    def _layers(self, tokens: int, count: int, batch_size: int) -> Work:
+        """Whole layers: the target's own, or with the draft's attention, which is as large."""
+        t, rows = self.target, self._rows(batch_size)
+        matrices = self._matrix(t.layer_weights, rows * tokens)
+        attention = self._attention(rows, tokens, self.num_slots + tokens)
+        weights = self._gathered(t.layer_weights, count)
+        sums = self._sums(rows * tokens, 2 * count)
+        parts = (dataclasses.replace(part, times=count) for part in (matrices, attention))
+        return Work(tuple(parts), weights + sums)
+
+    def _riding(self, groups: int, batch_size: int) -> Work:
+        """Mask groups beside the candidates: norms and MLPs are read for both at once."""
+        t, rows, count = self.target, self._rows(batch_size), self.draft.num_draft_layers
+        masks = groups * self.block_size
+        own = self._matrix(t.attention_weights, rows * masks)
+        mlp = self._matrix(t.layer_weights - t.attention_weights, rows * masks)
+        attention = self._attention(rows, masks, self.num_slots + groups + self.block_size)
+        parts = (own, Part(mlp.flops, 0), attention)
+        weights = self._gathered(t.attention_weights, count)
+        sums = self._sums(rows * masks, 2 * count)
+        return Work(tuple(dataclasses.replace(p, times=count) for p in parts), weights + sums)
+
+    def _head(self, tokens: int, batch_size: int) -> Work:
+        weights = self.target.vocab_size * self.target.hidden_size
+        part = self._matrix(weights, self._rows(batch_size) * tokens)
+        return Work((part,), self._gathered(weights, 1))
+
+    def _draft_head(self, batch_size: int) -> Work:
+        t = self.target
+        slots = self.block_size - 1
+        weights = self.draft.calibration_rank * (2 * t.hidden_size + t.vocab_size)
+        calibration = self._matrix(weights, self._rows(batch_size) * slots)
+        own = Work((calibration,), self._gathered(weights, 1))
+        return self._head(slots, batch_size) + own
+
+    def _matrix(self, weights: float, tokens: int) -> Part:
+        """Of as many entries, whole, read once and multiplied with the tokens of a chip."""
+        own = weights / self.mesh.tensor
+        return Part(2 * tokens * own, self._item * own)
+
+    def _attention(self, rows: int, queries: int, keys: int) -> Part:
+        """The cache of a layer, read once; fresh keys and values are written to it."""
+        heads = self.target.num_heads // self.mesh.tensor
+        flops = 4 * rows * queries * keys * heads * self.target.head_dim
+        return Part(flops, self._item * rows * keys * self._cached())
+
+    def _sums(self, tokens: int, times: int) -> tuple[Message, ...]:
+        """Of hidden states over `tensor`: behind attention, and behind the MLP."""
+        parts = self.mesh.tensor
+        if parts == 1:
+            return ()
+        sent = 2 * (parts - 1) / parts * self._item * tokens * self.target.hidden_size
+        return (Message("all-reduce", sent, parts, times),)
+
+    def _gathered(self, weights: float, times: int) -> tuple[Message, ...]:
+        """Weights whose parts lie on `fsdp`, put together before they are used."""
+        parts = self.mesh.fsdp
+        if parts == 1:
+            return ()
+        sent = (parts - 1) / parts * self._item * weights / self.mesh.tensor
+        return (Message("all-gather", sent, parts, times),)
+
+
+def crossover(work: DecodeWork, chip: Device, largest: int = 1024) -> int | None:
+    """The smallest batch from which on a sequential step takes less time than a parallel one.
+
+    None if a parallel one is faster up to `largest` rows.
+    """
+    full = work.block_size - 1
+    size, found = largest // work.mesh.rows * work.mesh.rows, None
+    while size >= work.mesh.rows:
+        parallel, sequential = (
+            work.step(Variant(schedule, full), size).milliseconds(chip)
+            for schedule in ("parallel", "sequential")
+        )
+        if parallel <= sequential:
+            break
+        found = size
+        size -= work.mesh.rows
+    return found
+
+
+def chip_named(name: str) -> Device:
+    """A chip of `CHIPS`."""
+    found = find_device(CHIPS[name])
+    assert found is not None
+    return found
+
+
+def plain_batch(batch_size: int, mesh: Spread) -> int:
+    """Rows of the plain decoding that a batch is held against; see `PLAIN_ROWS`."""
+    return max(batch_size, PLAIN_ROWS * mesh.rows)

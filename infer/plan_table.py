@@ -1,0 +1,43 @@
+"""The README's table of predictions; it takes hours, may be stopped at any time, and goes on.
+
+python infer/plan_table.py --programs plan_table.json --markdown plan_table.md
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+
+from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
+from flexdraft_jax.planning.table import decode_table, train_table
+
+_PROGRAMS = flags.DEFINE_string(
+    "programs", "plan_table.json", "Compiled programs are kept in this file."
+)
+_MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Makes both tables."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    jax.config.update("jax_platforms", "cpu")
+    console = make_console()
+
+    def progress(line: str) -> None:
+        console.print(line, style="dim", markup=False)
+
+    with bad_input_exits():
+        check_output(_PROGRAMS.value)
+        check_output(_MARKDOWN.value)
+        tables = [make(_PROGRAMS.value, progress) for make in (decode_table, train_table)]
+    for table in tables:
+        console.print(table.to_rich())
+    if _MARKDOWN.value:
+        pathlib.Path(_MARKDOWN.value).write_text("\n".join(t.to_markdown() for t in tables))
+
+
+if __name__ == "__main__":
+    app.run(main)

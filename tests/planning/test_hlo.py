@@ -1,0 +1,73 @@
+"""Reading optimised programs, on lines as libtpu writes them."""
+
+from flexdraft_jax.planning.hlo import Array, read_program
+
+_TEXT = """\
+HloModule jit_run, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alias), {2}: (4, {}, may-alias) }, entry_computation_layout={()->()}
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[]{:T(128)} parameter(0)
+  ROOT %sum = f32[]{:T(128)} add(%x, %x)
+}
+
+%fused (p: f32[8,16]) -> f32[8,16] {
+  %p = f32[8,16]{1,0:T(8,128)} parameter(0)
+  ROOT %wide = f32[8,151936]{1,0:T(8,128)} broadcast(%p), dimensions={0,1}
+}
+
+%chunk (p: bf16[4,8]) -> bf16[32,8] {
+  %p.1 = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.1 = bf16[32,8]{1,0:T(8,128)(2,1)} all-gather(%p.1), replica_groups=[2,8]<=[16], dimensions={0}
+}
+
+%few (p: bf16[4,8]) -> bf16[4,8] {
+  %p.2 = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-reduce.2 = bf16[4,8]{1,0} all-reduce(%p.2), replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+%many (p: bf16[4,8]) -> bf16[4,8] {
+  %p.3 = bf16[4,8]{1,0} parameter(0)
+  %permuted = (bf16[4,8]{1,0:S(1)}, bf16[4,8]{1,0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p.3), source_target_pairs={{0,1},{1,0}}
+  ROOT %all-reduce.3 = bf16[4,8]{1,0} all-reduce(%p.3), replica_groups=mesh['a'=4,'b'=2] {'a','b'}, to_apply=%add
+}
+
+%body (carry: (bf16[4,8], s32[])) -> (bf16[4,8], s32[]) {
+  %carry = (bf16[4,8]{1,0}, /*index=1*/s32[]) parameter(0)
+  %chosen = bf16[4,8]{1,0} conditional(%carry, %carry, %carry), branch_computations={%few, %many}
+  %chunks = bf16[32,8]{1,0} while(%carry), condition=%add, body=%chunk, backend_config={"known_trip_count":{"n":"3"}}
+  %to_fast = (bf16[4,8]{1,0:T(8,128)S(1)}, bf16[4,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%chosen)
+  %copy.1 = bf16[4,8]{1,0:T(8,128)} copy(%chosen)
+  ROOT %both = (bf16[4,8]{1,0}, s32[]) tuple(%copy.1, %carry)
+}
+
+ENTRY %main (p: bf16[4,8]) -> bf16[4,8] {
+  %p.4 = bf16[4,8]{1,0} parameter(0), sharding={devices=[8,1]<=[8]}
+  %logits = f32[8,16]{1,0} fusion(%p.4), kind=kLoop, calls=%fused
+  %loop = (bf16[4,8]{1,0}, s32[]) while(%p.4), condition=%add, body=%body
+  ROOT %out = bf16[4,8]{1,0} get-tuple-element(%loop), index=0
+}
+"""  # noqa: E501
+
+
+def test_collectives_are_counted_as_often_as_they_run() -> None:
+    found = read_program(_TEXT).collectives()
+    # Of the two branches, the one that sends more.
+    assert [(c.kind, c.nbytes, c.group, c.times, c.in_loop) for c in found] == [
+        ("collective-permute", 64, 1, 1, True),
+        ("all-reduce", 64, 8, 1, True),
+        ("all-gather", 512, 8, 3, True),
+    ]
+    assert [c.sent for c in found] == [64, 2 * 64 * 7 / 8, 512 * 7 / 8]
+
+
+def test_copies_to_fast_memory_are_none() -> None:
+    program = read_program(_TEXT)
+    assert [copy.name for copy in program.copies(64)] == ["copy.1"]
+    assert not program.copies(65)
+
+
+def test_arrays_within_fusions_are_in_no_memory() -> None:
+    program = read_program(_TEXT)
+    assert [i.name for i in program.buffers(lambda array: array.dtype == "f32")] == ["logits"]
+    assert Array("f32", (8, 16)).nbytes == 512
+    assert program.aliased == {1, 4}

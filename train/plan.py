@@ -1,0 +1,70 @@
+"""Whether a drafter's training step fits on a TPU slice; no TPU, weights or data needed.
+
+    python train/plan.py --config configs/qwen3_8b_v5e_256.py --target Qwen3-8B \
+        --topology v5e:16x16 --mesh fsdp=256 --json plan.json
+
+Compiles the real step for the slice, which takes minutes and libtpu (pip install
+"flexdraft_jax[tpu_plan]"), and counts what it does. Memory and messages are what the compiler says;
+times are predictions.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+
+from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
+from flexdraft_jax.planning.plans import TrainPlan, plan_train
+from flexdraft_jax.training.config import TrainDraftConfig
+from flexdraft_jax.training.config_files import load_config
+
+_CONFIG = flags.DEFINE_string(
+    "config", "configs/qwen3_8b_v5e_256.py", "Python file of the run; --mesh replaces its mesh."
+)
+_SET = flags.DEFINE_multi_string("set", [], "Override, such as anchors=128; repeatable.")
+_TARGET = flags.DEFINE_string(
+    "target", "Qwen3-8B", "Directory, config.json, or the name of a published one."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "Slice: v5e:4x4, v5p:2x2x4, ...")
+_MESH = flags.DEFINE_string("mesh", "fsdp=256", "All chips of the slice.")
+_SEQUENCE_LENGTH = flags.DEFINE_integer("sequence_length", 2048, "Tokens of a packed row.")
+_JSON = flags.DEFINE_string("json", None, "Write the plan to this file.")
+_MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Plans."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    jax.config.update("jax_platforms", "cpu")  # Shapes alone; and a TPU that is there stays free.
+    console = make_console()
+
+    def progress(line: str) -> None:
+        console.print(line, style="dim", markup=False)
+
+    with bad_input_exits():
+        check_output(_JSON.value)
+        check_output(_MARKDOWN.value)
+        plan = TrainPlan(
+            target=_TARGET.value,
+            topology=_TOPOLOGY.value,
+            mesh=_MESH.value,
+            config=load_config(_CONFIG.value, TrainDraftConfig, _SET.value),
+            sequence_length=_SEQUENCE_LENGTH.value,
+        )
+        report = plan_train(plan, progress)
+    for table in report.tables():
+        console.print(table.to_rich())
+    console.print(f"fits: {'yes' if report.fits else 'no'}", markup=False)
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    if _MARKDOWN.value:
+        text = "\n".join(table.to_markdown() for table in report.tables())
+        pathlib.Path(_MARKDOWN.value).write_text(text)
+
+
+if __name__ == "__main__":
+    app.run(main)
