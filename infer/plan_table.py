@@ -11,10 +11,14 @@ from absl import app, flags
 
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
+from flexdraft_jax.planning.plans import Kept, Unfinished
 from flexdraft_jax.planning.table import decode_table, train_table
 
 _PROGRAMS = flags.DEFINE_string(
     "programs", "plan_table.json", "Compiled programs are kept in this file."
+)
+_COMPILE_AT_MOST = flags.DEFINE_integer(
+    "compile_at_most", None, "Stop behind so many programs; started again, it goes on."
 )
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
 
@@ -32,7 +36,11 @@ def main(argv: Sequence[str]) -> None:
     with bad_input_exits():
         check_output(_PROGRAMS.value)
         check_output(_MARKDOWN.value)
-        tables = [make(_PROGRAMS.value, progress) for make in (decode_table, train_table)]
+        kept = Kept(_PROGRAMS.value, _COMPILE_AT_MOST.value)
+        try:
+            tables = [make(kept, progress) for make in (decode_table, train_table)]
+        except Unfinished as stopped:
+            raise SystemExit(f"to be continued: {stopped}") from stopped
     for table in tables:
         console.print(table.to_rich())
     if _MARKDOWN.value:

@@ -83,11 +83,23 @@ class TrainPlan:
     sequence_length: int = 2048
 
 
+class Unfinished(Exception):
+    """As many programs were compiled as were asked for, and there are more."""
+
+
 class Kept:
     """Compiled programs in a JSON file, so that a plan may be stopped and goes on."""
 
-    def __init__(self, path: str | None) -> None:
-        """Reads the file, if it is there; None keeps nothing."""
+    def __init__(
+        self, path: str | os.PathLike[str] | None, compile_at_most: int | None = None
+    ) -> None:
+        """Reads the file, if it is there.
+
+        Args:
+            path: of the file; None keeps nothing.
+            compile_at_most: so many programs, then `Unfinished` is raised.
+        """
+        self._left = compile_at_most
         self._path = None if path is None else Path(path)
         self._entries: dict[str, Any] = {}
         if self._path is not None and self._path.exists():
@@ -99,6 +111,10 @@ class Kept:
         """The program of this name, compiled before with the same settings or made now."""
         key = json.dumps({"program": name, **dataclasses.asdict(plan)}, sort_keys=True)
         if key not in self._entries:
+            if self._left is not None:
+                if not self._left:
+                    raise Unfinished(f"{name} of {plan.target} on {plan.topology} is the next")
+                self._left -= 1
             self._entries[key] = dataclasses.asdict(make())
             if self._path is not None:
                 unfinished = self._path.with_name(f"{self._path.name}.unfinished")

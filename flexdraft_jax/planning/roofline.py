@@ -204,7 +204,8 @@ class DecodeWork:
         attention = self._attention(rows, masks, self.num_slots + groups + self.block_size)
         parts = (own, Part(mlp.flops, 0), attention)
         weights = self._gathered(t.attention_weights, count)
-        sums = self._sums(rows * masks, 2 * count)
+        # Behind the MLP they are summed up together with the candidates: more bytes, no more sums.
+        sums = self._sums(2 * rows * masks, count)
         return Work(tuple(dataclasses.replace(p, times=count) for p in parts), weights + sums)
 
     def _head(self, tokens: int, batch_size: int) -> Work:

@@ -42,9 +42,8 @@ def train_plans() -> Iterator[TrainPlan]:
             yield TrainPlan(target, topology, mesh, config)
 
 
-def decode_table(path: str, progress: Progress = silent) -> Table:
-    """Compiles what the file does not hold yet, keeps it there, and makes the table."""
-    kept = Kept(path)
+def decode_table(kept: Kept, progress: Progress = silent) -> Table:
+    """Compiles what is not kept yet, and makes the table."""
     rows = [
         _decode_row(plan, plan_decode(plan, _PROGRAMS, progress=progress, kept=kept)[0])
         for plan in decode_plans()
@@ -70,9 +69,8 @@ def decode_table(path: str, progress: Progress = silent) -> Table:
     )
 
 
-def train_table(path: str, progress: Progress = silent) -> Table:
+def train_table(kept: Kept, progress: Progress = silent) -> Table:
     """The same of training."""
-    kept = Kept(path)
     rows = []
     for plan in train_plans():
         report = plan_train(plan, progress, kept)
@@ -84,7 +82,7 @@ def train_table(path: str, progress: Progress = silent) -> Table:
                 plan.mesh,
                 "yes" if program.compiled.fits else "no",
                 f"{program.compiled.memory.total / GIB:.1f}",
-                f"{program.milliseconds[of.generation]:.0f}",
+                f"{program.milliseconds[of.generation]:.0f}" if program.compiled.fits else "-",
             )
         )
     return Table(
@@ -100,8 +98,11 @@ def _decode_row(plan: DecodePlan, report: PlanReport) -> tuple[str, ...]:
     of = parse_slice(plan.topology)
     chip, tau = of.generation, _TAU
     programs = {program.compiled.name: program for program in report.programs}
-    times = [f"{programs[name].milliseconds[chip]:.2f}" for name in _PROGRAMS]
-    fastest = max(p.speedup[chip][tau] for p in report.programs if p.speedup)
+    times = [
+        f"{programs[name].milliseconds[chip]:.2f}" if programs[name].compiled.fits else "-"
+        for name in _PROGRAMS
+    ]
+    fitting = [p.speedup[chip][tau] for p in report.programs if p.speedup and p.compiled.fits]
     largest = max(program.compiled.memory.total for program in report.programs)
     return (
         plan.target,
@@ -110,5 +111,5 @@ def _decode_row(plan: DecodePlan, report: PlanReport) -> tuple[str, ...]:
         "yes" if report.fits else "no",
         f"{largest / GIB:.1f}",
         *times,
-        f"{fastest:.2f}",
+        f"{max(fitting):.2f}" if fitting else "-",
     )

@@ -13,7 +13,10 @@ _CHIP = Device(flops=1e12, bandwidth=1e10, memory=1e9, interconnect=1e10)
 _LAYER = 64 * 16 * (8 + 8 + 4 + 4) + 3 * 64 * 128
 
 
-def work(mesh: Spread = Spread()) -> DecodeWork:
+_ONE = Spread()
+
+
+def work(mesh: Spread = _ONE) -> DecodeWork:
     return DecodeWork(_TARGET, _DRAFT, 4, "bfloat16", mesh, num_slots=100)
 
 
