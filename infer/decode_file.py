@@ -29,6 +29,7 @@ from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
 from flexdraft_jax.evaluation.parts import decode_together
 from flexdraft_jax.evaluation.request_lines import LineSettings
+from flexdraft_jax.models.attention import BACKENDS
 from flexdraft_jax.parallel import processes
 from flexdraft_jax.parallel.mesh import parse_mesh
 
@@ -69,6 +70,9 @@ _SAMPLING = flags.DEFINE_enum(
     "sampling", "coupled", SAMPLING_RULES, "How drafts are accepted at temperature > 0."
 )
 _RAW = flags.DEFINE_bool("raw", False, "Take prompts as they are, without the chat template.")
+_ATTENTION = flags.DEFINE_enum(
+    "attention", "reference", list(BACKENDS), "To the cache; pallas is a kernel for TPUs, untimed."
+)
 _TEMPLATE_KWARGS = flags.DEFINE_string(
     "template_kwargs", "{}", "Variables of the chat template, as a JSON object."
 )
@@ -103,6 +107,7 @@ def main(argv: Sequence[str]) -> None:
             batch_size=_BATCH_SIZE.value,
             schedule=_SCHEDULE.value,
             sampling=_SAMPLING.value,
+            attention=_ATTENTION.value,
             block_size=_BLOCK_SIZE.value,
             max_length=_MAX_LENGTH.value,
             progress=console.print,

@@ -23,6 +23,7 @@ from flexdraft_jax.evaluation.generation import (
 )
 from flexdraft_jax.evaluation.highlight import Highlighter, make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
+from flexdraft_jax.models.attention import BACKENDS
 from flexdraft_jax.parallel import processes
 from flexdraft_jax.parallel.mesh import parse_mesh
 
@@ -80,6 +81,9 @@ _SAMPLING = flags.DEFINE_enum(
     "How drafts are accepted at temperature > 0: coupled gives the tokens of plain decoding with "
     "the same seed, rejection tokens of the same law, a little faster.",
 )
+_ATTENTION = flags.DEFINE_enum(
+    "attention", "reference", list(BACKENDS), "To the cache; pallas is a kernel for TPUs, untimed."
+)
 _COMPARE = flags.DEFINE_bool("compare", False, "Decode plainly too, and compare tokens and speed.")
 _HIGHLIGHT = flags.DEFINE_bool("highlight", False, "Mark accepted drafts in the text.")
 
@@ -99,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
         min_p=_MIN_P.value,
         seed=_SEED.value,
         sampling=_SAMPLING.value,
+        attention=_ATTENTION.value,
     )
     with bad_input_exits():
         processes.initialize(pod=_POD.value)

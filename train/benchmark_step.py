@@ -22,6 +22,7 @@ from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
+from flexdraft_jax.models.attention import BACKENDS
 from flexdraft_jax.models.target import Target, init_target
 from flexdraft_jax.training.config import DraftStepConfig
 from flexdraft_jax.training.step_benchmark import StepBenchmarkSettings, benchmark_step
@@ -45,6 +46,9 @@ _REMAT = flags.DEFINE_bool("remat", False, "Recompute draft layers in the backwa
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", ["float32", "bfloat16"], "Of both steps."
 )
+_ATTENTION = flags.DEFINE_enum(
+    "attention", "reference", list(BACKENDS), "Of clean tokens in our step; pallas is for TPUs."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Of both steps, interleaved.")
 _JSON = flags.DEFINE_string("json", None, "Write everything measured to this file.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the table to this file.")
@@ -59,7 +63,9 @@ def main(argv: Sequence[str]) -> None:
     def progress(line: str) -> None:
         console.print(line, style="dim", markup=False)
 
-    compute_dtype: Any = _COMPUTE_DTYPE.value  # absl has checked that it is one of the two.
+    # absl has checked that they are among the possible ones.
+    compute_dtype: Any = _COMPUTE_DTYPE.value
+    attention: Any = _ATTENTION.value
     with bad_input_exits():
         check_output(_JSON.value)
         check_output(_MARKDOWN.value)
@@ -73,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
                 microbatches=_MICROBATCHES.value,
                 chunk=_CHUNK.value,
                 remat=_REMAT.value,
+                attention=attention,
             ),
             repeats=_REPEATS.value,
         )

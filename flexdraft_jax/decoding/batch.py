@@ -281,6 +281,7 @@ def start(
     sizes: Sizes | None = None,
     sampling: str = "coupled",
     profile: Profile | str | os.PathLike[str] | None = None,
+    attention: str = "reference",
     forced_acceptance: float | None = None,
     wanted: tuple[int, int] | None = None,
 ) -> Decoding:
@@ -297,6 +298,7 @@ def start(
             None.
         sampling: "coupled" or "rejection".
         profile: as for `generate`.
+        attention: likewise.
         forced_acceptance: for timing alone, see `DecodeProgram`.
         wanted: see `Decoding`; all of them if None.
 
@@ -304,7 +306,9 @@ def start(
         ValueError: settings that `check_settings` refuses, a file that is no profile, or more
             than fits into memory.
     """
-    block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
+    block_size = check_settings(
+        target, draft, schedule, block_size, pruning_strategy, sampling, attention
+    )
     draft = None if schedule == "ar" else draft
     given, sizes = sizes, sizes or sizes_for(requests, block_size)
     mesh = check_mesh(target, draft)
@@ -319,6 +323,7 @@ def start(
         profile,
         batch_size=len(rows),
         num_slots=sizes.slots,
+        attention=attention,
         mesh=mesh,
         verify_all=all(r.confidence_threshold == 0 for r in requests),
     )

@@ -111,6 +111,7 @@ class DecodeEngine:
         block_size: int | None = None,
         pruning_strategy: str = "cumulative_product",
         profile: Profile | str | os.PathLike[str] | None = None,
+        attention: str = "reference",
         mesh: Mesh | None = None,
         max_length: int | None = None,
         prompt_chunk: int | None = None,
@@ -122,11 +123,12 @@ class DecodeEngine:
             target: the model.
             draft: its draft; None decodes plainly.
             batch_size: B.
-            schedule: as for `generate`, like the next four.
+            schedule: as for `generate`, like the next five.
             sampling: "coupled" or "rejection".
             block_size: n; the draft's own if None.
             pruning_strategy: "cumulative_product" or "min_confidence".
             profile: of step costs.
+            attention: "reference" or "pallas".
             mesh: that the weights lie on; None takes it from them. It must be of devices of this
                 process alone: each process answers requests of its own, in its own time.
             max_length: as above; if None, what the target can do, or a half, a quarter, ... of it
@@ -149,7 +151,9 @@ class DecodeEngine:
         self._progress = progress
         self._target = target
         self._draft = draft = None if schedule == "ar" else draft
-        block_size = check_settings(target, draft, schedule, block_size, pruning_strategy, sampling)
+        block_size = check_settings(
+            target, draft, schedule, block_size, pruning_strategy, sampling, attention
+        )
         self._program, self._cost_model = choose_program(
             target,
             draft,
@@ -160,6 +164,7 @@ class DecodeEngine:
             profile,
             batch_size=self.batch_size,
             num_slots=_USUAL_SLOTS,
+            attention=attention,
             mesh=mesh,
         )
         positions = target.config.max_position_embeddings

@@ -33,6 +33,7 @@ def generate(
     row_ids: Sequence[int] | None = None,
     sampling: str = "coupled",
     profile: Profile | str | os.PathLike[str] | None = None,
+    attention: str = "reference",
     mesh: Mesh | None = None,
 ) -> GenerateOutput:
     """Decodes; every schedule gives the tokens of plain decoding.
@@ -64,6 +65,8 @@ def generate(
             decoding, and the tokens themselves depend on the verify lengths.
         profile: measured costs of steps for "flex", or a file of them. None takes the one that
             `infer/measure_steps.py` has written for this model and device, or estimates.
+        attention: what computes attention to the cache. "reference" runs anywhere; "pallas" is a
+            kernel for TPUs that reads of each row what is there, which nobody has timed yet.
         mesh: that the weights lie on; None takes it from them. Rows that are missing until they
             divide among its devices are made up. Where it spans several processes, all of them make
             the call together, each with prompts of its own, and the other arguments alike; each
@@ -98,6 +101,7 @@ def generate(
         pruning_strategy,
         sampling=sampling,
         profile=profile,
+        attention=attention,
         wanted=own,
     )
     decoding.advance()
@@ -123,6 +127,7 @@ def stream(
     row_ids: Sequence[int] | None = None,
     sampling: str = "coupled",
     profile: Profile | str | os.PathLike[str] | None = None,
+    attention: str = "reference",
     mesh: Mesh | None = None,
     steps_per_update: int = 1,
 ) -> Iterator[GenerateOutput]:
@@ -159,6 +164,7 @@ def stream(
         pruning_strategy,
         sampling=sampling,
         profile=profile,
+        attention=attention,
         wanted=own,
     )
     return decoding.updates(steps_per_update)

@@ -34,6 +34,7 @@ def choose_program(
     *,
     batch_size: int,
     num_slots: int,
+    attention: str = "reference",
     mesh: Mesh | None = None,
     verify_all: bool = False,
 ) -> tuple[DecodeProgram, CostModel | None]:
@@ -49,6 +50,7 @@ def choose_program(
         profile: of step costs.
         batch_size: B.
         num_slots: S at which parallel and sequential steps are compared.
+        attention: as for `generate`.
         mesh: that the weights lie on, if any.
         verify_all: whether every step verifies all n - 1 drafts.
     """
@@ -65,7 +67,7 @@ def choose_program(
     else:
         variants = fixed_variants(schedule, block_size, verify_all)
     program = DecodeProgram(
-        model=flexdraft_model(target, draft),
+        model=flexdraft_model(target, draft, attention),
         block_size=block_size,
         pruning_strategy=pruning_strategy,
         sampling=sampling,

@@ -13,6 +13,7 @@ from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.confidence import PRUNING_STRATEGIES
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
 from flexdraft_jax.decoding.steps import SCHEDULES
+from flexdraft_jax.models.attention import BACKENDS
 from flexdraft_jax.models.draft import Draft, check_draft_fits
 from flexdraft_jax.models.target import Target
 
@@ -145,6 +146,7 @@ def check_settings(
     block_size: int | None,
     pruning_strategy: str,
     sampling: str = "coupled",
+    attention: str = "reference",
 ) -> int:
     """The block size to decode with: see `block_size_of`.
 
@@ -156,6 +158,7 @@ def check_settings(
     _one_of("schedule", schedule, SCHEDULES)
     _one_of("pruning_strategy", pruning_strategy, PRUNING_STRATEGIES)
     _one_of("sampling", sampling, SAMPLING_RULES)
+    _one_of("attention", attention, BACKENDS)
     if block_size is not None:
         block_size = integer("block_size", block_size)
         if block_size < 2:

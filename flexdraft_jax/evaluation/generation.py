@@ -31,6 +31,7 @@ class GenerationSettings:
         min_p: draw from tokens with at least this share of the largest probability.
         seed: of the random numbers.
         sampling: "coupled" or "rejection".
+        attention: "reference" or "pallas".
     """
 
     max_new_tokens: int = 248
@@ -43,6 +44,7 @@ class GenerationSettings:
     min_p: float = 0.0
     seed: int = 0
     sampling: str = "coupled"
+    attention: str = "reference"
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments."""

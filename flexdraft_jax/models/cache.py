@@ -73,12 +73,15 @@ def commit(
     """
     # An inactive row writes behind the last slot, and mode="drop" discards it.
     start = jnp.where(active, length, cache.num_slots)
-    slots = start[:, None] + jnp.arange(fresh[0].keys.shape[2])  # [B, T]
-    by_head = jax.vmap(_put, in_axes=(0, None, 0))
+    _, heads, num_fresh, _ = fresh[0].keys.shape
+    slots = (start[:, None] + jnp.arange(num_fresh))[:, None]  # [B, 1, T]
+    # Each head is told by itself: told once, TPUs would lay the heads of a slot side by side, and
+    # copy the cache for all who want a head's slots so.
+    slots = jnp.broadcast_to(slots, (len(start), heads, num_fresh))
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
         # Row by row and head by head, so that on a mesh each device writes what it has.
-        return jax.vmap(by_head)(old, slots, new.astype(old.dtype))
+        return jax.vmap(jax.vmap(_put))(old, slots, new.astype(old.dtype))
 
     return Cache(
         keys=tuple(write(old, new.keys) for old, new in zip(cache.keys, fresh, strict=True)),

@@ -15,9 +15,10 @@ from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models import masks
+from flexdraft_jax.models.attention import Backend, Part, attend
 from flexdraft_jax.models.cache import Cache, KeysValues
 from flexdraft_jax.models.draft import Draft, DraftModel
-from flexdraft_jax.models.layers import Part, attend, rope_tables
+from flexdraft_jax.models.layers import rope_tables
 from flexdraft_jax.models.target import DecoderLayer, Params, Target, TargetModel
 from flexdraft_jax.parallel.mesh import constrain_rows
 
@@ -66,16 +67,19 @@ class FlexDraft(nn.Module):
         draft_config: None where no draft is needed; then only `clean_pass` and the heads work.
         dtype: of the weights and hidden states.
         mesh: that rows are spread over; None says nothing of where hidden states lie.
+        attention: the name of its `Backend`, for the cache and the clean tokens of packed rows.
     """
 
     config: TargetConfig
     draft_config: DraftConfig | None = None
     dtype: DTypeLike = jnp.float32
     mesh: Mesh | None = None
+    attention: str = "reference"
 
     def setup(self) -> None:
         """Declares the parameters."""
-        self.target = TargetModel(self.config, self.dtype)
+        self.backend = Backend(self.attention, self.mesh)
+        self.target = TargetModel(self.config, self.dtype, self.backend)
         if self.draft_config is not None:
             self.draft = DraftModel(self.config, self.draft_config, self.dtype)
             self.split = self.config.num_layers - self.draft_config.num_draft_layers
@@ -121,7 +125,7 @@ class FlexDraft(nn.Module):
             queries, group = own.qkv(layer.input_norm(m), rope)
             prefix = self._prefix(cache, index, length, positions)
             group_mask = masks.own_group_mask(block_size, layer.window)
-            values = attend(queries, [prefix, Part(group, group_mask)])
+            values = attend(queries, [prefix, Part(group, group_mask)], self.backend)
             m = self._lay(layer.feed_forward(m + own.output(values)))
         return self._lay(self.target.final_norm(m))
 
@@ -176,6 +180,7 @@ class FlexDraft(nn.Module):
                     self._prefix(cache, index, length, positions),
                     Part(layer_fresh, masks.block_mask(num_candidates, window)),
                 ],
+                self.backend,
             )
             group_values = attend(
                 group_queries,
@@ -187,6 +192,7 @@ class FlexDraft(nn.Module):
                     ),
                     Part(groups, masks.own_group_mask(block_size, window), num_groups),
                 ],
+                self.backend,
             )
             attended = [layer.attention.output(values), own.output(group_values)]
             both = self._lay(layer.feed_forward(both + jnp.concatenate(attended, axis=1)))
@@ -203,14 +209,13 @@ class FlexDraft(nn.Module):
         Args:
             tokens: [B, T].
             positions: [B, T], counted from the start of each document.
-            segment_ids: [B, T], which document a token belongs to.
+            segment_ids: [B, T], which document a token belongs to; each lies in one piece.
         """
         rope = rope_tables(self.config, positions)
         x = self._lay(self.target.embed(tokens))
         fresh = []
         for layer in self.target.layers:
-            mask = masks.segment_mask(segment_ids, positions, layer.window)
-            x, layer_fresh = layer(x, rope, mask)
+            x, layer_fresh = layer(x, rope, masks.segment_span(segment_ids, layer.window))
             x = self._lay(x)
             fresh.append(layer_fresh)
         constants = PackedPass(self._lay(self.target.final_norm(x)), tuple(fresh[self.split :]))
@@ -230,7 +235,7 @@ class FlexDraft(nn.Module):
         Args:
             clean: of the same rows.
             positions: [B, T], counted from the start of each document.
-            segment_ids: [B, T], which document a token belongs to.
+            segment_ids: [B, T], which document a token belongs to; each lies in one piece.
             anchors: [B, A] indices into T; anchor i's group lies at its position + 1 + (0..n-1).
             block_size: n.
             remat: keep only each layer's input for the gradient, and compute the layer again.
@@ -246,12 +251,13 @@ class FlexDraft(nn.Module):
         def layer_pass(model: FlexDraft, d: int, m: jax.Array) -> jax.Array:
             own, layer = model.draft.layers[d], model.target.layers[model.split + d]
             window = layer.window
-            anchor_mask = masks.anchor_mask(segment_ids, positions, anchors, block_size, window)
+            anchor_span = masks.anchor_span(segment_ids, anchors, block_size, window)
             group_mask = masks.own_group_mask(block_size, window)
             queries, groups = own.qkv(layer.input_norm(m), rope)
+            # The reference, as it has a gradient.
             values = attend(
                 queries,
-                [Part(clean.fresh[d], anchor_mask), Part(groups, group_mask, num_anchors)],
+                [Part(clean.fresh[d], anchor_span), Part(groups, group_mask, num_anchors)],
             )
             return model._lay(layer.feed_forward(m + own.output(values)))
 
@@ -287,9 +293,7 @@ class FlexDraft(nn.Module):
 
     def _prefix(self, cache: Cache, index: int, length: jax.Array, positions: jax.Array) -> Part:
         window = self.config.layer_windows[index]
-        return Part(
-            cache.layer(index), masks.prefix_mask(length, positions, cache.num_slots, window)
-        )
+        return Part(cache.layer(index), masks.prefix_span(length, positions, window))
 
     def _mask_tokens(self, batch: int, num_tokens: int) -> jax.Array:
         shape = (batch, num_tokens, self.config.hidden_size)
@@ -300,9 +304,10 @@ class FlexDraft(nn.Module):
         return constrain_rows(x, self.mesh)
 
 
-def flexdraft_model(target: Target, draft: Draft | None) -> FlexDraft:
+def flexdraft_model(target: Target, draft: Draft | None, attention: str = "reference") -> FlexDraft:
     """The module for a target and its draft (or none)."""
-    return FlexDraft(target.config, None if draft is None else draft.config, target.dtype)
+    draft_config = None if draft is None else draft.config
+    return FlexDraft(target.config, draft_config, target.dtype, attention=attention)
 
 
 def flexdraft_variables(target: Target, draft: Draft | None) -> dict[str, Params]:

@@ -1,4 +1,6 @@
-"""Who sees whom. Every mask is boolean, True where the query (row) sees the key (column).
+"""Who sees whom. A mask is boolean, True where the query (row) sees the key (column).
+
+Where the keys that a query sees lie side by side, a `Span` says it in two numbers.
 
 One decoding step has three kinds of keys, and each has its mask:
 
@@ -9,7 +11,7 @@ One decoding step has three kinds of keys, and each has its mask:
 In a sliding-window layer a query at position p sees no key at a position <= p - window.
 """
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,25 +20,76 @@ import numpy as np
 _Array = TypeVar("_Array", jax.Array, np.ndarray)
 
 
-def prefix_mask(
-    length: jax.Array, positions: jax.Array, num_slots: int, window: int | None
-) -> jax.Array:
+class Span(NamedTuple):
+    """Each query sees the keys from `first` on and before `end`: none, if `end` is not larger.
+
+    Attributes:
+        first: [B, T], or [B, 1] where all queries see the same.
+        end: [B, T] or [B, 1], at most the number of keys.
+    """
+
+    first: jax.Array
+    end: jax.Array
+
+    def mask(self, num_keys: int) -> jax.Array:
+        """The same as a mask [B, T, num_keys]."""
+        keys = jnp.arange(num_keys)
+        return (keys >= self.first[..., None]) & (keys < self.end[..., None])
+
+
+def prefix_span(length: jax.Array, positions: jax.Array, window: int | None) -> Span:
     """Queries against cache slots; slot s holds the token at position s.
 
     Args:
         length: [B] tokens in the cache.
         positions: [B, T] of the queries, in tokens.
-        num_slots: S.
         window: of this layer, or None.
-
-    Returns:
-        [B, 1, S] without a window, [B, T, S] with one.
     """
-    slots = jnp.arange(num_slots)
-    written = slots < length[:, None, None]  # [B, 1, S]
+    end = length[:, None]
     if window is None:
-        return written
-    return written & (slots > positions[:, :, None] - window)
+        return Span(jnp.zeros_like(end), end)
+    return Span(jnp.maximum(positions - window + 1, 0), jnp.broadcast_to(end, positions.shape))
+
+
+def segment_span(segment_ids: jax.Array, window: int | None) -> Span:
+    """`segment_mask` where each document lies in one piece.
+
+    Args:
+        segment_ids: [B, T], which document a token belongs to.
+        window: of this layer, or None.
+    """
+    place = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
+    first = _segment_start(segment_ids)
+    if window is not None:
+        first = jnp.maximum(first, place - window + 1)
+    return Span(first, place + 1)
+
+
+def anchor_span(
+    segment_ids: jax.Array, anchors: jax.Array, block_size: int, window: int | None
+) -> Span:
+    """`anchor_mask` where each document lies in one piece: queries [B, A * n].
+
+    Args:
+        segment_ids: [B, T], which document a token belongs to.
+        anchors: [B, A] indices into T.
+        block_size: n.
+        window: of this layer, or None.
+    """
+    batch, num_anchors = anchors.shape
+    shape = (batch, num_anchors, block_size)
+    first = jnp.take_along_axis(_segment_start(segment_ids), anchors, axis=1)[..., None]
+    if window is not None:
+        first = jnp.maximum(first, anchors[..., None] + 2 + jnp.arange(block_size) - window)
+    end = jnp.broadcast_to(anchors[..., None] + 1, shape)
+    return Span(jnp.broadcast_to(first, shape).reshape(batch, -1), end.reshape(batch, -1))
+
+
+def _segment_start(segment_ids: jax.Array) -> jax.Array:
+    """Index of the first token of each token's document: [B, T] -> [B, T]."""
+    begins = segment_ids != jnp.roll(segment_ids, 1, axis=1)
+    # At index 0 it does not matter which.
+    return jax.lax.cummax(jnp.where(begins, jnp.arange(segment_ids.shape[1]), 0), axis=1)
 
 
 def block_mask(num_candidates: int, window: int | None) -> np.ndarray:

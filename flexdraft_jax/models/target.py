@@ -14,15 +14,14 @@ from jax.typing import DTypeLike
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models import masks
+from flexdraft_jax.models.attention import REFERENCE, Backend, Part, attend
 from flexdraft_jax.models.cache import KeysValues
 from flexdraft_jax.models.layers import (
     MLP,
     Attention,
     Linear,
-    Part,
     RMSNorm,
     Rope,
-    attend,
     precision,
     rope_tables,
     weight,
@@ -38,6 +37,7 @@ class DecoderLayer(nn.Module):
     config: TargetConfig
     window: int | None
     dtype: DTypeLike = jnp.float32
+    backend: Backend = REFERENCE
 
     def setup(self) -> None:
         """Declares the parameters."""
@@ -48,7 +48,11 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(self.config, self.dtype)
 
     def __call__(
-        self, x: jax.Array, rope: Rope, mask: jax.Array | np.ndarray, prefix: Sequence[Part] = ()
+        self,
+        x: jax.Array,
+        rope: Rope,
+        mask: jax.Array | np.ndarray | masks.Span,
+        prefix: Sequence[Part] = (),
     ) -> tuple[jax.Array, KeysValues]:
         """Clean tokens attend to `prefix` and, under `mask`, to each other.
 
@@ -62,7 +66,7 @@ class DecoderLayer(nn.Module):
             x [B, T, E] and the tokens' keys and values [B, K, T, H].
         """
         queries, fresh = self.attention.qkv(self.input_norm(x), rope)
-        values = attend(queries, [*prefix, Part(fresh, mask)])
+        values = attend(queries, [*prefix, Part(fresh, mask)], self.backend)
         return self.feed_forward(x + self.attention.output(values)), fresh
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
@@ -75,12 +79,15 @@ class TargetModel(nn.Module):
 
     config: TargetConfig
     dtype: DTypeLike = jnp.float32
+    backend: Backend = REFERENCE
 
     def setup(self) -> None:
         """Declares the parameters."""
         c = self.config
         self.embed = Embedding(c.vocab_size, c.hidden_size, self.dtype)
-        self.layers = [DecoderLayer(c, window, self.dtype) for window in c.layer_windows]
+        self.layers = [
+            DecoderLayer(c, window, self.dtype, self.backend) for window in c.layer_windows
+        ]
         self.final_norm = RMSNorm(c.rms_norm_eps, "embed", self.dtype)
         if not c.tie_word_embeddings:
             self.lm_head = Linear(c.vocab_size, ("embed", "vocab"), dtype=self.dtype)
@@ -96,7 +103,8 @@ class TargetModel(nn.Module):
         Args:
             tokens: [B, T].
             positions: [B, T]; 0..T-1 if left out.
-            segment_ids: [B, T] which packed document a token belongs to; one if left out.
+            segment_ids: [B, T] which packed document a token belongs to, each in one piece; one if
+                left out.
 
         Returns:
             [B, T, V] float32.
@@ -108,7 +116,7 @@ class TargetModel(nn.Module):
         x = self.embed(tokens)  # [B, T, E]
         rope = rope_tables(self.config, positions)
         for layer in self.layers:
-            x, _ = layer(x, rope, masks.segment_mask(segment_ids, positions, layer.window))
+            x, _ = layer(x, rope, masks.segment_span(segment_ids, layer.window))
         return self.logits(self.final_norm(x))
 
     def logits(self, hidden: jax.Array) -> jax.Array:

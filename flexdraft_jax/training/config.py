@@ -172,6 +172,9 @@ class DraftStepConfig:
     microbatches: int = 1  # Parts that the rows are worked off in; more take less memory.
     chunk: int = 0  # Mask groups of each row worked off at a time, 0 all: bounds logits' memory.
     remat: bool = False  # Recompute draft layers in the backward pass; allows a larger chunk.
+    # Of clean tokens among each other, which needs no gradient. "pallas" is a kernel for TPUs that
+    # keeps no scores in memory and skips what a token does not see; nobody has timed it yet.
+    attention: Literal["reference", "pallas"] = "reference"
 
     def __post_init__(self) -> None:
         _require(self, "step.", microbatches=(1, math.inf), chunk=(0, math.inf))

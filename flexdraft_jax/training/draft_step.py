@@ -85,7 +85,8 @@ def draft_step(
     check_step(config)
     places = jax.tree.leaves(state_shardings)
     mesh = places[0].mesh if places else None
-    model = FlexDraft(target, config.model, config.step.compute_dtype, mesh)
+    compute = config.step
+    model = FlexDraft(target, config.model, compute.compute_dtype, mesh, compute.attention)
     schedule = learning_rate_schedule(config.train)
     shardings = {} if state_shardings is None else {"out_shardings": _outputs(state_shardings)}
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexdraft_jax.models import masks
+from flexdraft_jax.models.attention import Part, attend
 from flexdraft_jax.models.cache import KeysValues
 from flexdraft_jax.models.flexdraft import FlexDraft
-from flexdraft_jax.models.layers import Part, Rope, attend, rope_tables
+from flexdraft_jax.models.layers import Rope, rope_tables
 from flexdraft_jax.training.anchors import Groups
 from flexdraft_jax.training.config import ObjectiveConfig
 from flexdraft_jax.training.objectives import SlotScores, mean_loss, score_slots

@@ -188,8 +188,8 @@ _Gradients = Callable[..., Any]
 
 def _methods(target: Target, settings: StepBenchmarkSettings) -> dict[str, _Gradients]:
     """From target, draft, rows and groups to gradients and scores."""
-    model = FlexDraft(target.config, settings.draft, settings.step.compute_dtype)
     dtype = settings.step.compute_dtype
+    model = FlexDraft(target.config, settings.draft, dtype, attention=settings.step.attention)
 
     def plain(target_params: Params, draft_params: Params, *batch: Any) -> Any:
         cast = jax.tree.map(lambda x: x.astype(dtype), draft_params)

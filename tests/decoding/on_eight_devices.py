@@ -178,6 +178,20 @@ def test_rows_that_do_not_divide(target, draft, prompts, schedule, watched):
     assert {"read", "run"} | ({"resize"} if schedule != "ar" else set()) == set(watched)
 
 
+def test_attention_by_the_kernel(target, draft, prompts):
+    """Rows and heads are spread: the kernel sees a part of both."""
+    mesh = make_mesh(2, 2, 2)
+    there = spread_target(target, mesh), spread_draft(draft, CONFIG, mesh)
+    requests = check_requests(CONFIG, prompts, 12, 0.3, None)
+    outputs = []
+    for models, attention in [((target, draft), "reference"), (there, "pallas")]:
+        sizes = Sizes(16, 64, 64)
+        decoding = start(*models, requests, "sequential", sizes=sizes, attention=attention)
+        decoding.advance()
+        outputs.append(decoding.output())
+    assert outputs[0] == outputs[1]
+
+
 def test_the_loop_moves_no_cache_and_two_sums_a_layer():
     config = dataclasses.replace(CONFIG, num_kv_heads=4, layer_windows=(None, None))
     mesh = make_mesh(data=2, tensor=4)

@@ -23,6 +23,11 @@ def test_ragged_batch_equals_plain_decoding(
     assert out.finish_reasons == ["length"] * len(prompts)
 
 
+def test_attention_by_the_kernel_writes_the_same(decode, draft, prompts, plain):
+    """From a cache that grows, in a batch that is ragged, with a layer that has a window."""
+    assert decode(draft, prompts, 40, "parallel", attention="pallas").tokens == plain
+
+
 def test_plain_decoding_equals_the_whole_sequence_forward(target, prompts, plain):
     # The oracle has no cache, no loop and no ragged batch.
     model = fd.models.target.TargetModel(target.config)

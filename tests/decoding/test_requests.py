@@ -50,6 +50,7 @@ def nothing_is_compiled():
         ({"row_ids": [-1]}, r"row_ids\[0\]=-1: must be 0 or more"),
         ({"row_ids": [1, 2]}, r"row_ids has 2 entries.*1 prompts"),
         ({"sampling": "match"}, r"sampling='match'.*coupled, rejection"),
+        ({"attention": "splash"}, r"attention='splash'.*reference, pallas"),
         ({"profile": "missing.json"}, r"missing.json: not a profile of step costs.*measure_steps"),
     ],
 )

@@ -15,7 +15,8 @@ import pytest
 
 from flexdraft_jax.checkpoints.hf import load_target, save_target
 from flexdraft_jax.models import masks
-from flexdraft_jax.models.layers import MLP, Part, RMSNorm, attend, rope_tables
+from flexdraft_jax.models.attention import Part, attend
+from flexdraft_jax.models.layers import MLP, RMSNorm, rope_tables
 from flexdraft_jax.models.target import DecoderLayer, Embedding, Target, TargetModel
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "references"

@@ -44,11 +44,11 @@ def test_own_group_mask_looks_both_ways(size, window):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=2), st.integers(1, 3), WINDOWS)
-def test_prefix_mask(lengths, num_queries, window):
+def test_prefix_span(lengths, num_queries, window):
     length = np.array(lengths)
     positions = length[:, None] + np.arange(num_queries)
-    mask = masks.prefix_mask(jnp.asarray(length), jnp.asarray(positions), 10, window)
-    mask = np.broadcast_to(mask, (2, num_queries, 10))
+    span = masks.prefix_span(jnp.asarray(length), jnp.asarray(positions), window)
+    mask = np.broadcast_to(span.mask(10), (2, num_queries, 10))
     for b in range(2):
         for t in range(num_queries):
             for s in range(10):
@@ -79,6 +79,8 @@ def test_segment_mask(documents, window):
             same = segments[0, i] == segments[0, j]
             causal = j <= i and within(i, j, window)
             assert mask[i, j] == (same and causal)
+    span = masks.segment_span(jnp.asarray(segments), window)
+    np.testing.assert_array_equal(span.mask(15)[0], mask)
 
 
 @settings(deadline=None)
@@ -98,3 +100,5 @@ def test_anchor_mask(documents, anchors, window):
                     and within(own, positions[0, t], window)
                 )
                 assert mask[a * 3 + j, t] == seen
+    span = masks.anchor_span(jnp.asarray(segments), jnp.asarray([anchors]), 3, window)
+    np.testing.assert_array_equal(span.mask(15)[0], mask)

@@ -1,0 +1,176 @@
+"""Attention: one function for all of it, over keys that lie in different places.
+
+What queries see comes in parts, such as the cache, fresh candidates and their own mask group. Each
+part is summed up by itself, and the sums are merged.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from flexdraft_jax.models.cache import KeysValues
+from flexdraft_jax.models.layers import precision
+from flexdraft_jax.models.masks import Span
+from flexdraft_jax.models.span_kernel import MASKED, attend_to_spans
+
+# Of queries whose scores exist at once: attention to a long row takes the memory of so many.
+_QUERIES_AT_ONCE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """What sums up the parts whose mask is a `Span`: the cache, and packed rows in training.
+
+    Attributes:
+        name: "reference" is made of XLA's own operations. It reads every slot of the cache.
+            "pallas" is a kernel for TPUs that reads what is seen, in blocks of 512 keys; elsewhere
+            it is interpreted, which is slow. It has no gradient. GPUs have none of their own:
+            cuDNN's, by `jax.nn.dot_product_attention(return_residual=True)`, would fit, but it
+            wants keys as [B, S, K, H], and nobody has tried it here.
+        mesh: that the arrays lie on, None for one device. XLA spreads its own operations by
+            itself; the kernel has to be told.
+    """
+
+    name: str = "reference"
+    mesh: Mesh | None = None
+
+
+BACKENDS = ("reference", "pallas")
+REFERENCE = Backend()
+
+
+class Part(NamedTuple):
+    """Some of the keys that queries attend to.
+
+    Attributes:
+        kv: keys and values [B, K, S, H].
+        mask: broadcasts to [B, T, S]; with groups, to [B * groups, T / groups, S / groups]. A
+            `Span` has no groups.
+        num_groups: queries and keys both fall into this many equal runs, and each run of queries
+            sees its own run of keys only.
+    """
+
+    kv: KeysValues
+    mask: jax.Array | np.ndarray | Span
+    num_groups: int = 1
+
+
+def attend(queries: jax.Array, parts: Sequence[Part], backend: Backend = REFERENCE) -> jax.Array:
+    """Softmax attention over the union of the parts' keys.
+
+    Each part makes its own unnormalised sum, and the sums are merged; so the cache is read where it
+    lies instead of being copied next to the fresh keys.
+
+    Args:
+        queries: [B, T, N, H].
+        parts: at least one of them must show each query some key.
+        backend: for the parts that are spans.
+
+    Returns:
+        [B, T, N, H]
+    """
+    batch, num_queries, heads, head_dim = queries.shape
+    kv_heads = parts[0].kv.keys.shape[1]
+    # Query heads r of one kv head side by side: [B, K, R, T, H].
+    q = queries.reshape(batch, num_queries, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    q = q * head_dim**-0.5
+    sums = [_sum(q, part, backend) for part in parts]
+    top = functools.reduce(jnp.maximum, (partial.top for partial in sums))
+    scales = [jnp.exp(partial.top - top) for partial in sums]
+    total = functools.reduce(jnp.add, map(jnp.multiply, scales, (s.total for s in sums)))
+    values = functools.reduce(jnp.add, map(jnp.multiply, scales, (s.values for s in sums)))
+    out = (values / total).astype(queries.dtype)  # [B, K, R, T, H]
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
+
+
+class _PartialSum(NamedTuple):
+    values: jax.Array  # [B, K, R, T, H], weighted by exp(score - top)
+    total: jax.Array  # [B, K, R, T, 1], sum of the weights
+    top: jax.Array  # [B, K, R, T, 1], largest score
+
+
+def _sum(q: jax.Array, part: Part, backend: Backend) -> _PartialSum:
+    if isinstance(part.mask, Span):
+        if backend.name == "pallas":
+            values, top = attend_to_spans(q, part.kv, part.mask, backend.mesh)
+            return _PartialSum(values, jnp.ones_like(top), top)
+        return _sum_of_spans(q, part.kv, part.mask)
+    if part.num_groups > 1:
+        kv = KeysValues(*(_fold(x, part.num_groups) for x in part.kv))
+        partial = _masked_sum(_fold(q, part.num_groups), kv, part.mask)
+        return _PartialSum(*(_unfold(x, part.num_groups) for x in partial))
+    return _masked_sum(q, part.kv, part.mask)
+
+
+def _sum_of_spans(q: jax.Array, kv: KeysValues, span: Span) -> _PartialSum:
+    """So many queries at a time that their scores stay small, in the backward pass too."""
+    num_queries, num_keys = q.shape[3], kv.keys.shape[2]
+    num_chunks = -(-num_queries // _QUERIES_AT_ONCE)
+    if num_chunks == 1:
+        return _masked_sum(q, kv, span.mask(num_keys))
+    size = -(-num_queries // num_chunks)
+
+    def split(x: jax.Array, axis: int) -> jax.Array:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, num_chunks * size - num_queries)
+        shape = (*x.shape[:axis], num_chunks, size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, padding).reshape(shape), axis, 0)
+
+    def join(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, 3)  # [B, K, R, chunks, size, ...]
+        return x.reshape(*x.shape[:3], -1, x.shape[-1])[:, :, :, :num_queries]
+
+    @jax.checkpoint
+    def chunk(q: jax.Array, first: jax.Array, end: jax.Array) -> _PartialSum:
+        return _masked_sum(q, kv, Span(first, end).mask(num_keys))
+
+    spans = (jnp.broadcast_to(x, (len(x), num_queries)) for x in span)
+    chunks = (split(q, 3), *(split(x, 1) for x in spans))
+    return jax.tree.map(join, jax.lax.map(lambda of: chunk(*of), chunks))
+
+
+def _masked_sum(q: jax.Array, kv: KeysValues, mask: jax.Array | np.ndarray) -> _PartialSum:
+    batch, kv_heads, repeats, num_queries, head_dim = q.shape
+    # One matmul a kv head: [B, K, R * T, H] x [B, K, S, H] -> [B, K, R * T, S].
+    rows = q.reshape(batch, kv_heads, repeats * num_queries, head_dim)
+    scores = jnp.einsum(
+        "BKQH,BKSH->BKQS",
+        rows,
+        kv.keys,
+        precision=precision(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    scores = scores.reshape(batch, kv_heads, repeats, num_queries, -1)
+    mask = mask if mask.ndim == 2 else mask[:, None, None]  # [T, S], [B, 1, 1, T, S]
+    scores = jnp.where(mask, scores, MASKED)
+    # The maximum only keeps exp() in range; it cancels in the merge, and so does its gradient.
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    values = jnp.einsum(
+        "BKQS,BKSH->BKQH",
+        weights.reshape(batch, kv_heads, repeats * num_queries, -1).astype(q.dtype),
+        kv.values,
+        precision=precision(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    values = values.reshape(q.shape)
+    return _PartialSum(values, jnp.sum(weights, axis=-1, keepdims=True), top)
+
+
+def _fold(x: jax.Array, num_groups: int) -> jax.Array:
+    """[B, ..., groups * n, H] -> [B * groups, ..., n, H]."""
+    *lead, _, head_dim = x.shape
+    x = jnp.moveaxis(x.reshape(*lead, num_groups, -1, head_dim), -3, 1)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _unfold(x: jax.Array, num_groups: int) -> jax.Array:
+    """[B * groups, ..., n, H] -> [B, ..., groups * n, H]."""
+    x = jnp.moveaxis(x.reshape(-1, num_groups, *x.shape[1:]), 1, -3)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
