@@ -377,7 +377,8 @@ def _decode_table(report: BenchmarkReport) -> Table:
             ("" if forced is None else f"Each draft accepted by force, probability {forced:g}. ")
             + f"{prompts} prompts, up to {settings.max_new_tokens} new tokens, "
             f"confidence threshold {settings.confidence_threshold:g}. Median (lowest-highest) of "
-            f"{settings.repeats} interleaved repeats, compilation excluded. "
+            f"{settings.repeats} interleaved repeats, compilation excluded. Speed-ups and the "
+            "column beside the best (fixed schedule) are ratios within each repeat. "
             + ", ".join(f"{name} {value}" for name, value in report.environment.items())
             + "."
         ),

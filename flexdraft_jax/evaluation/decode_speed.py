@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from flexdraft_jax.data.held_out import HeldOutPrompt, default_prompts
 from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.requests import Request, block_size_of, check_requests
 from flexdraft_jax.decoding.sizes import Sizes, sizes_for
+from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import (
     Progress,
@@ -29,6 +31,7 @@ from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 
 Tokens = list[list[int]]
+_FIXED_SCHEDULES = tuple(schedule for schedule in SCHEDULES if schedule != "flex")
 _Name = TypeVar("_Name", bound=str)
 
 
@@ -46,6 +49,8 @@ class DecodeRow:
         tau: mean acceptance length over steps; None where no steps are counted.
         num_equal: prompts answered token for token like "ar".
         num_prompts: of how many.
+        beside_best: of "flex", its speed beside that of the best fixed schedule; None of others,
+            and where no other schedule was measured.
     """
 
     domain: str
@@ -57,6 +62,7 @@ class DecodeRow:
     tau: float | None
     num_equal: int
     num_prompts: int
+    beside_best: Spread | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +154,8 @@ def measure_decoding(
     times = interleave(timers, repeats)
     plain = _label(methods[0])
     plain_tokens = _all_tokens(answers[plain])
+    fixed = [times[_label(method)] for method in methods if method.name in _FIXED_SCHEDULES]
+    best = min(fixed, key=statistics.median, default=None)
     rows = []
     for method in methods:
         label = _label(method)
@@ -165,6 +173,7 @@ def measure_decoding(
                 tau=sum(steps) / len(steps) if steps else None,
                 num_equal=sum(a == b for a, b in zip(tokens, plain_tokens, strict=True)),
                 num_prompts=len(prompts),
+                beside_best=ratios(best, times[label]) if best and method.name == "flex" else None,
             )
         )
     return rows
@@ -249,6 +258,7 @@ _CELLS: Mapping[str, Callable[[DecodeRow], str]] = {
     "tau": lambda row: "-" if row.tau is None else f"{row.tau:.2f}",
     "tokens/s": lambda row: f"{row.tokens_per_second:.0f}",
     "speed-up": lambda row: "1" if row.method == "ar" else f"{row.speedup:.2f}",
+    "beside the best": lambda row: f"{row.beside_best:.2f}" if row.beside_best else "-",
     "equal to plain": lambda row: f"{row.num_equal} of {row.num_prompts}",
 }
 DECODE_COLUMNS = tuple(_CELLS)

@@ -8,6 +8,7 @@ from flexdraft_jax.evaluation.decode_speed import (
     same_bucket,
     schedule_method,
 )
+from flexdraft_jax.evaluation.timing import Spread
 
 
 def fake(name: str, answers: dict[int, list[int]], steps: list[int] | None = None) -> Method:
@@ -41,6 +42,27 @@ def test_speed_is_tokens_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
         [fake("ar", {1: [5, 6, 7]}, steps=[1])], [[1]], domain="code", batch_size=1, repeats=1
     )
     assert row.tokens_per_second.median == 6.0
+
+
+def test_flex_is_held_against_the_best_fixed_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def taking(name: str, seconds: float) -> Method:
+        def decode(prompts):
+            clock[0] += seconds
+            return [[5]], [[1]]
+
+        return Method(name, 1, decode)
+
+    def measured(*methods: Method):
+        rows = measure_decoding(methods, [[1]], domain="code", batch_size=1, repeats=1)
+        return [row.beside_best for row in rows]
+
+    # A peer that is faster is no schedule of ours.
+    ar, sequential, flex, peer = map(taking, ("ar", "sequential", "flex", "peer"), (4, 2, 1, 0.5))
+    assert measured(ar, sequential, flex, peer) == [None, None, Spread(2, 2, 2), None]
+    assert measured(ar, flex) == [None, Spread(4, 4, 4)]
 
 
 def test_prompts_fill_whole_batches() -> None:
