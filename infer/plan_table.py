@@ -1,4 +1,4 @@
-"""The README's table of predictions; it takes hours, may be stopped at any time, and goes on.
+"""Predictions for several targets and slices; takes hours, may be stopped, and goes on.
 
 python infer/plan_table.py --programs plan_table.json --markdown plan_table.md
 """

@@ -164,11 +164,10 @@ def read_parameters(
     if places is None:
         params = {path: jnp.asarray(reader()) for path, reader in readers.items()}
     else:
-        params = {
-            path: jax.make_array_from_callback(reader.shape, place, _OncePerPart(reader))
-            for path, place in flatten(places).items()
-            for reader in [readers[path]]
-        }
+        params = {}
+        for path, place in flatten(places).items():
+            shape, read = readers[path].shape, _OncePerPart(readers[path])
+            params[path] = jax.make_array_from_callback(shape, place, read)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 

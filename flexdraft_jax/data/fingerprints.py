@@ -64,7 +64,9 @@ def check_recorded(path: Path, settings: dict[str, Any]) -> None:
         raise ValueError(
             f"{path} belongs to something else: "
             + "; ".join(
-                _IN_WORDS.get(name, f"{name} was {before.get(name)}, is {settings[name]}")
+                _IN_WORDS[name]
+                if name in _IN_WORDS and name in before
+                else f"{name} was {before.get(name)}, is {settings[name]}"
                 for name in different
             )
             + "; choose another output, or remove all that this one has left"

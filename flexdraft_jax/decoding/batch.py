@@ -310,9 +310,9 @@ def start(
         target, draft, schedule, block_size, pruning_strategy, sampling, attention
     )
     draft = None if schedule == "ar" else draft
-    given, sizes = sizes, sizes or sizes_for(requests, block_size)
     mesh = check_mesh(target, draft)
     rows = fill_up(requests, mesh)
+    given, sizes = sizes, sizes or sizes_for(rows, block_size)
     program, cost_model = choose_program(
         target,
         draft,

@@ -58,7 +58,8 @@ def generate(
         top_p: draw from the fewest most likely tokens that have this probability together.
         min_p: draw from tokens with at least this share of the largest probability.
         seed: a row's random numbers depend on its seed and its row id alone.
-        row_ids: rows of one seed and different ids are independent; 0, 1, 2, ... if None.
+        row_ids: rows of one seed and different ids are independent; 0, 1, 2, ... if None, through
+            the rows of all processes that make the call together.
         sampling: how drafts are accepted at temperature > 0. "coupled": target and draft choose
             with the same random numbers, and the tokens are those of plain decoding with that
             seed. "rejection": a little more is accepted, the law of the tokens is that of plain
@@ -91,7 +92,7 @@ def generate(
         seed=seed,
         row_ids=row_ids,
     )
-    requests, own = share_requests(check_mesh(target, draft, mesh), check)
+    requests, own = share_requests(check_mesh(target, draft, mesh), check, row_ids is None)
     decoding = start(
         target,
         draft,
@@ -154,7 +155,7 @@ def stream(
         seed=seed,
         row_ids=row_ids,
     )
-    requests, own = share_requests(check_mesh(target, draft, mesh), check)
+    requests, own = share_requests(check_mesh(target, draft, mesh), check, row_ids is None)
     decoding = start(
         target,
         draft,

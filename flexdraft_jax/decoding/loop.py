@@ -65,10 +65,9 @@ def read_prompt_chunk(
         count: [R] tokens to read of each, up to P; 0 reads nothing.
         last: [R] bool, whether the prompt ends with them.
     """
-    place, part = program.place, state
+    part = state
     if rows is not None:
-        # They are too few to divide among the devices that all rows lie on.
-        program, part = dataclasses.replace(program, mesh=None), take_rows(state, rows)
+        part = take_rows(state, rows)
     clean = program.apply(variables, "clean_pass", tokens, part.length, part.cache)
     part = dataclasses.replace(
         part,
@@ -87,10 +86,10 @@ def read_prompt_chunk(
     # The prompt's own token is the bonus of no step.
     part = emit(program, part, Verdict(jnp.zeros_like(bonus), bonus))
     if rows is None:
-        return place(part)
+        return program.place(part)
     # Always true, but it makes the write wait for every read of the old cache, as in a step.
     rows = jnp.where(bonus >= 0, rows, len(state.length))
-    return place(put_rows(state, rows, part))
+    return program.place(put_rows(state, rows, part))
 
 
 def first_state(

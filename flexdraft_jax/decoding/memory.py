@@ -115,8 +115,9 @@ def check_memory(
     if limit is None or plan.total <= limit:
         return
     # Even where a plan does not grow from batch to batch, the one that is found was seen to fit.
-    fitting = bisect.bisect_right(range(1, batch_size), limit, key=lambda rows: plan_of(rows).total)
-    fitting -= fitting % row_devices(mesh_of(target.params))
+    each = row_devices(mesh_of(target.params))
+    sizes = range(each, batch_size, each)
+    fitting = each * bisect.bisect_right(sizes, limit, key=lambda rows: plan_of(rows).total)
     raise ValueError(
         f"a batch of {batch_size} rows of {num_slots} tokens does not fit into memory: "
         f"{_size(plan.weights)} of weights, {_size(plan.cache)} of cache and "

@@ -1,5 +1,6 @@
 """Batches that are spread over a mesh of devices, of one process or of several."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def check_mesh(target: Target, draft: Draft | None, mesh: Mesh | None = None) ->
 
 
 def share_requests(
-    mesh: Mesh | None, check: Callable[[], list[Request]]
+    mesh: Mesh | None, check: Callable[[], list[Request]], number: bool
 ) -> tuple[list[Request], tuple[int, int]]:
     """The requests of all processes that the mesh lies on, and from where to where are this one's.
 
@@ -53,6 +54,7 @@ def share_requests(
     Args:
         mesh: of the weights.
         check: gives this process's requests, or raises what is wrong with them.
+        number: whether rows of all processes are numbered through, as their row ids.
 
     Raises:
         ValueError: whatever `check` raised on any process; it is named.
@@ -71,7 +73,10 @@ def share_requests(
         if isinstance(found, Exception):
             raise type(found)(f"process {process}: {found}")
     first = sum(map(len, of_each[: jax.process_index()]))
-    return sum(of_each, []), (first, first + len(of_each[jax.process_index()]))
+    requests = sum(of_each, [])
+    if number:
+        requests = [dataclasses.replace(r, row_id=row) for row, r in enumerate(requests)]
+    return requests, (first, first + len(of_each[jax.process_index()]))
 
 
 def fill_up(requests: Sequence[Request], mesh: Mesh | None) -> list[Request]:

@@ -30,9 +30,7 @@ class Backend:
     Attributes:
         name: "reference" is made of XLA's own operations. It reads every slot of the cache.
             "pallas" is a kernel for TPUs that reads what is seen, in blocks of 512 keys; elsewhere
-            it is interpreted, which is slow. It has no gradient. GPUs have none of their own:
-            cuDNN's, by `jax.nn.dot_product_attention(return_residual=True)`, would fit, but it
-            wants keys as [B, S, K, H], and nobody has tried it here.
+            it is interpreted, which is slow. It has no gradient. GPUs have no kernel of their own.
         mesh: that the arrays lie on, None for one device. XLA spreads its own operations by
             itself; the kernel has to be told.
     """

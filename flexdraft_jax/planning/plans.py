@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,13 @@ class Kept:
     def get(
         self, plan: DecodePlan | TrainPlan, name: str, make: Callable[[], Compiled]
     ) -> Compiled:
-        """The program of this name, compiled before with the same settings or made now."""
-        key = json.dumps({"program": name, **dataclasses.asdict(plan)}, sort_keys=True)
+        """The program of this name, made now unless the same has compiled the same before."""
+        of = {
+            "program": name,
+            "shape": dataclasses.asdict(find_target(plan.target)),
+            "versions": _versions("jax", "libtpu", "flexdraft_jax"),
+        }
+        key = json.dumps({**of, **dataclasses.asdict(plan)}, sort_keys=True)
         if key not in self._entries:
             if self._left is not None:
                 if not self._left:
@@ -124,6 +131,14 @@ class Kept:
         memory = Memory(**entry.pop("memory"))
         collectives = tuple(Traffic(**traffic) for traffic in entry.pop("collectives"))
         return Compiled(memory=memory, collectives=collectives, **entry)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def plan_decode(

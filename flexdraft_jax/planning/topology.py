@@ -20,9 +20,7 @@ from jax.sharding import Mesh
 
 from flexdraft_jax.parallel.mesh import parse_mesh
 
-# Of each generation, what JAX calls its devices, and what the cloud calls a slice: v5p counts
-# cores, of which a chip has two.
-_KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+# What the cloud calls a slice of each generation: v5p counts cores, of which a chip has two.
 _SLICES = {"v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 
 
@@ -53,11 +51,6 @@ class Slice:
         """As one rents it: "v5litepod-8"."""
         prefix, cores = _SLICES[self.generation]
         return f"{prefix}-{cores * self.num_chips}"
-
-    @property
-    def device_kind(self) -> str:
-        """JAX's `device_kind` of its chips."""
-        return _KINDS[self.generation]
 
 
 def parse_slice(name: str) -> Slice:
