@@ -1,6 +1,7 @@
 """A batch of rows between two calls of the compiled programs."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_variables
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.mesh import row_devices
-from flexdraft_jax.parallel.processes import to_host
+from flexdraft_jax.parallel.processes import gather_results, to_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +339,8 @@ def start(
             draws=any(r.temperature > 0 for r in requests),
         )
 
-    check_memory(target, draft, work, len(rows), sizes.max_slots)
+    check = functools.partial(check_memory, target, draft, work, len(rows), sizes.max_slots)
+    gather_results(mesh, check)  # Each process knows its own devices.
     decoding = begin(target, draft, program, rows, sizes, cost_model)
     decoding.wanted = (0, len(requests)) if wanted is None else wanted
     decoding.read_prompts([request.prompt for request in rows])

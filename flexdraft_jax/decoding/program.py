@@ -1,6 +1,7 @@
 """What is compiled for which settings."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_model
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.mesh import row_devices
-from flexdraft_jax.parallel.processes import gather
+from flexdraft_jax.parallel.processes import gather_results
 
 
 def choose_program(
@@ -59,9 +60,10 @@ def choose_program(
         variants = fixed_variants("ar", block_size, verify_all)
         sampling = "coupled"  # Without drafts there is nothing to accept.
     elif schedule == "flex":
-        measured = find_profile(target.config, draft.config, target.dtype, profile, block_size)
-        if mesh is not None and mesh.is_multi_process:
-            measured = gather(measured)[0]  # All have to choose alike.
+        find = functools.partial(
+            find_profile, target.config, draft.config, target.dtype, profile, block_size
+        )
+        measured = gather_results(mesh, find)[0]  # All have to choose alike.
         cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)
         variants = flex_variants(cost_model.at(batch_size // row_devices(mesh), num_slots))
     else:

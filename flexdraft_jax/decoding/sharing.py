@@ -11,7 +11,7 @@ from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.mesh import describe_mesh, mesh_of, row_devices
-from flexdraft_jax.parallel.processes import gather
+from flexdraft_jax.parallel.processes import gather_results
 
 # Is in the rows that nobody has.
 NOBODY = Request(prompt=(0,), max_new_tokens=0, confidence_threshold=0.0)
@@ -60,23 +60,13 @@ def share_requests(
         ValueError: whatever `check` raised on any process; it is named.
         TypeError: the same.
     """
-    if mesh is None or not mesh.is_multi_process:
-        requests = check()
-        return requests, (0, len(requests))
-    own: list[Request] | Exception
-    try:
-        own = check()
-    except (TypeError, ValueError) as error:
-        own = error  # The others would wait for ever.
-    of_each = gather(own)
-    for process, found in enumerate(of_each):
-        if isinstance(found, Exception):
-            raise type(found)(f"process {process}: {found}")
-    first = sum(map(len, of_each[: jax.process_index()]))
+    of_each = gather_results(mesh, check)
+    process = jax.process_index() if len(of_each) > 1 else 0
+    first = sum(map(len, of_each[:process]))
     requests = sum(of_each, [])
     if number:
         requests = [dataclasses.replace(r, row_id=row) for row, r in enumerate(requests)]
-    return requests, (first, first + len(of_each[jax.process_index()]))
+    return requests, (first, first + len(of_each[process]))
 
 
 def fill_up(requests: Sequence[Request], mesh: Mesh | None) -> list[Request]:

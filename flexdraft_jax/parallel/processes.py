@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+_Result = TypeVar("_Result")
 
 _PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -76,6 +79,29 @@ def gather(value: Any) -> list[Any]:
     padded = np.pad(own, (0, sizes.max() - own.size))
     texts = multihost_utils.process_allgather(padded)
     return [pickle.loads(text[:size].tobytes()) for text, size in zip(texts, sizes, strict=True)]
+
+
+def gather_results(mesh: Mesh | None, compute: Callable[[], _Result]) -> list[_Result]:
+    """What `compute` gives on each process of a mesh; one result where it has one process.
+
+    Raises:
+        ValueError: it was raised on some process, which is named: on all, as those that wait for
+            another one would wait for ever.
+        OSError: the same, as the next.
+        TypeError: the same.
+    """
+    if mesh is None or not mesh.is_multi_process:
+        return [compute()]
+    own: _Result | Exception
+    try:
+        own = compute()
+    except (OSError, TypeError, ValueError) as error:
+        own = error
+    of_each = gather(own)
+    for process, found in enumerate(of_each):
+        if isinstance(found, Exception):
+            raise type(found)(f"process {process}: {found}")
+    return of_each
 
 
 def to_host(tree: Any) -> Any:
