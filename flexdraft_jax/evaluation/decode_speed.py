@@ -90,6 +90,7 @@ def schedule_method(
     confidence_threshold: float = 0.0,
     stop_token_ids: Sequence[int] | None = None,
     sampling: str = "coupled",
+    attention: str = "reference",
     forced_acceptance: float | None = None,
     **row_sampling: Any,
 ) -> Method:
@@ -111,6 +112,7 @@ def schedule_method(
             schedule,
             block_size,
             sampling=sampling,
+            attention=attention,
             forced_acceptance=forced_acceptance,
         )
         decoding.advance(max_new_tokens)
