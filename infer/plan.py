@@ -9,8 +9,6 @@ Compiles the real programs for the slice, which takes minutes and libtpu (pip in
 times are predictions.
 """
 
-import json
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -69,14 +67,7 @@ def main(argv: Sequence[str]) -> None:
             dtype=_DTYPE.value,
         )
         report, case = plan_decode(plan, _PROGRAMS.value, _ALL.value, progress)
-    for table in report.tables():
-        console.print(table.to_rich())
-    console.print(f"fits: {'yes' if report.fits else 'no'}", markup=False)
-    if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    if _MARKDOWN.value:
-        text = "\n".join(table.to_markdown() for table in report.tables())
-        pathlib.Path(_MARKDOWN.value).write_text(text)
+    report.show(console, _JSON.value, _MARKDOWN.value)
     if _PLOT.value:
         plot_decode_plan(report, case, parse_slice(_TOPOLOGY.value).generation, _PLOT.value)
 

@@ -8,8 +8,6 @@ Compiles the real step for the slice, which takes minutes and libtpu (pip instal
 times are predictions.
 """
 
-import json
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -56,14 +54,7 @@ def main(argv: Sequence[str]) -> None:
             sequence_length=_SEQUENCE_LENGTH.value,
         )
         report = plan_train(plan, progress)
-    for table in report.tables():
-        console.print(table.to_rich())
-    console.print(f"fits: {'yes' if report.fits else 'no'}", markup=False)
-    if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    if _MARKDOWN.value:
-        text = "\n".join(table.to_markdown() for table in report.tables())
-        pathlib.Path(_MARKDOWN.value).write_text(text)
+    report.show(console, _JSON.value, _MARKDOWN.value)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] =
     Args:
       output: the file; it need not be there.
       settings: what it is made with.
-      parts: of it, that are there already.
+      parts: of it, which need not be there either.
 
     Raises:
       ValueError: the file was begun with other settings, or is some other file.

@@ -106,7 +106,7 @@ def decode_file(
     }
     del recorded["confidence_threshold"]  # As with the draft, answers are as good with another.
     stats = stats_path(output)
-    claim_output(output, recorded, [stats] if stats.exists() else [])
+    claim_output(output, recorded, [stats])
     with _locked(output), _OrderedFiles(path, output, stats) as files:
         lines = itertools.islice(enumerate(read_lines(path)), files.num_lines, None)
         with _Progress(console, files.num_lines, count_lines(path)) as progress:

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-GIB = 2**30
-
 
 @dataclasses.dataclass(frozen=True)
 class Device:
@@ -12,30 +10,27 @@ class Device:
     Attributes:
         flops: dense bfloat16 (T4: float16) FLOP/s.
         bandwidth: of its memory, bytes/s.
-        memory: bytes.
         interconnect: bytes/s that it sends to its neighbours over all links, while it receives as
             many: ICI, NVLink or PCIe. 0 where nobody has looked it up.
     """
 
     flops: float
     bandwidth: float
-    memory: float = 0.0
     interconnect: float = 0.0
 
 
-# TPUs: cloud.google.com/tpu/docs, where "bidirectional" counts both ways: half of it here. What a
-# program may use of the memory is a little less; the compiler knows how much.
+# TPUs: cloud.google.com/tpu/docs, where "bidirectional" counts both ways: half of it here.
 _DEVICES = {
-    "TPU v4": Device(275e12, 1228e9, 32 * GIB, 300e9),
-    "TPU v5 lite": Device(197e12, 819e9, 16 * GIB, 200e9),
-    "TPU v5": Device(459e12, 2765e9, 95 * GIB, 600e9),
-    "TPU v5p": Device(459e12, 2765e9, 95 * GIB, 600e9),
-    "TPU v6 lite": Device(918e12, 1640e9, 32 * GIB, 400e9),
-    "Tesla T4": Device(65e12, 320e9, 16 * GIB, 16e9),
-    "NVIDIA L4": Device(121e12, 300e9, 24 * GIB, 32e9),
-    "NVIDIA A100": Device(312e12, 1555e9, 40 * GIB, 300e9),
-    "NVIDIA H100": Device(989e12, 3350e9, 80 * GIB, 450e9),
-    "NVIDIA H200": Device(989e12, 4800e9, 141e9, 450e9),
+    "TPU v4": Device(275e12, 1228e9, 300e9),
+    "TPU v5 lite": Device(197e12, 819e9, 200e9),
+    "TPU v5": Device(459e12, 2765e9, 600e9),
+    "TPU v5p": Device(459e12, 2765e9, 600e9),
+    "TPU v6 lite": Device(918e12, 1640e9, 400e9),
+    "Tesla T4": Device(65e12, 320e9, 16e9),
+    "NVIDIA L4": Device(121e12, 300e9, 32e9),
+    "NVIDIA A100": Device(312e12, 1555e9, 300e9),
+    "NVIDIA H100": Device(989e12, 3350e9, 450e9),
+    "NVIDIA H200": Device(989e12, 4800e9, 450e9),
 }
 
 

@@ -197,7 +197,7 @@ def constrain(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetCon
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, logical_axes, tree, config))
 
 
-def gather(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetConfig) -> Any:
+def whole_along_fsdp(tree: Any, mesh: Mesh | None, logical_axes: Any, config: TargetConfig) -> Any:
     """Within a compiled program: weights whole along `fsdp`, for a loop that uses them each time.
 
     Within the loop XLA would put their parts together in every round. Arguments are those of

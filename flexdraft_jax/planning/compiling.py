@@ -15,6 +15,7 @@ from jax.stages import Lowered
 from flexdraft_jax.planning.hlo import Collective, Program, read_program
 from flexdraft_jax.planning.roofline import Message
 
+GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 _TOO_LARGE = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")

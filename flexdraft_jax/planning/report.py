@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.evaluation.tables import Table
-from flexdraft_jax.parallel.devices import GIB, Device
-from flexdraft_jax.planning.compiling import Compiled
+from flexdraft_jax.parallel.devices import Device
+from flexdraft_jax.planning.compiling import GIB, Compiled
 from flexdraft_jax.planning.decode_plan import DecodeCase, DecodeStep, step_work
 from flexdraft_jax.planning.roofline import CHIPS, DecodeWork, chip_named, crossover, plain_batch
 from flexdraft_jax.planning.train_plan import TrainCase, train_work
@@ -66,6 +69,17 @@ class PlanReport:
     def to_json(self) -> dict[str, Any]:
         """All of it."""
         return {"fits": self.fits, "predictions": True, **dataclasses.asdict(self)}
+
+    def show(self, console: Console, json_path: str | None, markdown_path: str | None) -> None:
+        """Prints the tables, and writes them to the files that are named."""
+        tables = self.tables()
+        for table in tables:
+            console.print(table.to_rich())
+        console.print(f"fits: {'yes' if self.fits else 'no'}", markup=False)
+        if json_path:
+            Path(json_path).write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        if markdown_path:
+            Path(markdown_path).write_text("\n".join(table.to_markdown() for table in tables))
 
     def tables(self) -> list[Table]:
         """Memory, messages, times, speed-ups."""

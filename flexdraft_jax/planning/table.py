@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, silent
-from flexdraft_jax.parallel.devices import GIB
+from flexdraft_jax.planning.compiling import GIB
 from flexdraft_jax.planning.plans import DecodePlan, Kept, TrainPlan, plan_decode, plan_train
 from flexdraft_jax.planning.report import PlanReport
 from flexdraft_jax.planning.topology import parse_slice

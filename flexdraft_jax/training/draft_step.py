@@ -24,7 +24,7 @@ from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.draft import draft_logical_axes
 from flexdraft_jax.models.flexdraft import FlexDraft, PackedPass
 from flexdraft_jax.models.target import Target, target_logical_axes
-from flexdraft_jax.parallel.mesh import gather
+from flexdraft_jax.parallel.mesh import whole_along_fsdp
 from flexdraft_jax.training.accumulation import accumulate, add
 from flexdraft_jax.training.anchors import Groups, sample_groups
 from flexdraft_jax.training.config import DraftStepConfig, ObjectiveConfig, TrainDraftConfig
@@ -276,7 +276,10 @@ def _apply(model: FlexDraft, params: Params, method: str, *args: Any) -> Any:
 
 def _gathered(model: FlexDraft, params: Params, axes: Params, name: str) -> Params:
     """The parameters with one part of them whole along `fsdp`."""
-    return {**params, name: gather(params[name], model.mesh, axes[name], model.config)}
+    return {
+        **params,
+        name: whole_along_fsdp(params[name], model.mesh, axes[name], model.config),
+    }
 
 
 def _cast(params: Params, dtype: str) -> Params:

@@ -7,8 +7,7 @@ import pytest
 
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.decoding.costs import Variant
-from flexdraft_jax.parallel.devices import GIB
-from flexdraft_jax.planning.compiling import Compiled, compile_program
+from flexdraft_jax.planning.compiling import GIB, Compiled, compile_program
 from flexdraft_jax.planning.decode_plan import DecodeCase, DecodeStep, abstract_state, lower_step
 from flexdraft_jax.planning.hlo import Program
 from flexdraft_jax.planning.targets import TARGETS

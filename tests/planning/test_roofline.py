@@ -9,7 +9,7 @@ from flexdraft_jax.planning.roofline import DecodeWork, Message, Spread, crossov
 
 _TARGET = TargetConfig("qwen3", 1000, 64, 128, 3, 8, 4, 16)
 _DRAFT = DraftConfig(num_draft_layers=2, block_size=4, calibration_rank=10)
-_CHIP = Device(flops=1e12, bandwidth=1e10, memory=1e9, interconnect=1e10)
+_CHIP = Device(flops=1e12, bandwidth=1e10, interconnect=1e10)
 _LAYER = 64 * 16 * (8 + 8 + 4 + 4) + 3 * 64 * 128
 
 
