@@ -251,7 +251,7 @@ class CostModel:
 
 # Rough. A CPU's are of one core; an accelerator that nobody knows is taken for an A100. What a
 # layer costs beside arithmetic and traffic is mostly the start of its operations.
-_CORE = Device(flops=50e9, bandwidth=10e9)
+_CORE = Device(flops=120e9, bandwidth=15e9)
 _UNKNOWN = "NVIDIA A100"
 _LAYER_SECONDS = {"cpu": 20e-6, "gpu": 50e-6, "tpu": 5e-6}
 

@@ -26,7 +26,7 @@ _BLOCK_DECAY, _VERDICT_DECAY = 0.9, 0.98
 _PRIOR = 16.0
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
-_HOPE = 0.8
+_HOPE = 0.9
 # Steps without a draft before one is made to see whether drafting has come to pay: three quarters
 # of all steps of a row, but not fewer and not more than this; and only where as many tokens can
 # follow.
