@@ -4,10 +4,11 @@ from flexdraft_jax.assets import load_default
 from flexdraft_jax.checkpoints.draft import load_draft, save_draft
 from flexdraft_jax.checkpoints.hf import load_target, save_target
 from flexdraft_jax.config import DraftConfig, RopeScaling, TargetConfig
-from flexdraft_jax.decoding.batch import GenerateOutput
-from flexdraft_jax.decoding.engine import Answer, DecodeEngine, Update
+from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.generate import generate, stream
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.rounds import Answer, Update
+from flexdraft_jax.decoding.rows import GenerateOutput
 from flexdraft_jax.models.draft import Draft, init_draft, spread_draft
 from flexdraft_jax.models.target import Target, init_target, spread_target
 from flexdraft_jax.parallel.mesh import make_mesh, parse_mesh

@@ -20,9 +20,9 @@ import jax
 from absl import app, flags
 
 from flexdraft_jax.data.chat import parse_template_kwargs
+from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
-from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.decode_file import stats_path
 from flexdraft_jax.evaluation.file_stats import plot_summary
 from flexdraft_jax.evaluation.highlight import make_console

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
-from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.generation import (
     GenerationSettings,
     answer_live,

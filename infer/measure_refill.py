@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from flexdraft_jax.decoding.steps import SCHEDULES
+from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 from flexdraft_jax.evaluation.refill import measure_refill, mixed_requests

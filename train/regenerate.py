@@ -10,7 +10,7 @@ import jax
 from absl import app, flags
 
 from flexdraft_jax.data.chat import parse_template_kwargs
-from flexdraft_jax.decoding.steps import SCHEDULES
+from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
 from flexdraft_jax.evaluation.tables import Table

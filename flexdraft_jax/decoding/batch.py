@@ -13,45 +13,29 @@ from flexdraft_jax.decoding.costs import CostModel, Profile
 from flexdraft_jax.decoding.flex import FlexCosts
 from flexdraft_jax.decoding.loop import admit, first_state, read_prompt_chunk, run
 from flexdraft_jax.decoding.memory import Work, check_memory
-from flexdraft_jax.decoding.program import choose_program, groups_at, program_for
+from flexdraft_jax.decoding.program import (
+    DecodeProgram,
+    Variables,
+    choose_program,
+    groups_at,
+    program_for,
+)
 from flexdraft_jax.decoding.requests import Request, check_settings
-from flexdraft_jax.decoding.sampling import RowSampling
+from flexdraft_jax.decoding.rows import (
+    GenerateOutput,
+    logits_are_nan,
+    padded,
+    row_settings,
+    rows_of,
+)
 from flexdraft_jax.decoding.sharing import check_mesh, fill_up
-from flexdraft_jax.decoding.sizes import Sizes, bucket, prompt_chunk, sizes_for, slot_bucket
+from flexdraft_jax.decoding.sizes import Sizes, prompt_chunk, sizes_for, slot_bucket
 from flexdraft_jax.decoding.state import RUNNING, DecodeState, resize, resized_shapes
-from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.flexdraft import flexdraft_variables
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.mesh import row_devices
 from flexdraft_jax.parallel.processes import gather_results, to_host
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerateOutput:
-    """What a batch was answered, one entry per row.
-
-    Attributes:
-        tokens: new token ids, up to the stop token (included) or the budget.
-        acceptance_lengths: a + 1 for each decoding step the row took part in. Not cut at a stop
-            token or at the budget, so the sum can exceed the number of new tokens; prefill, which
-            gives the first token, is no step.
-        verify_lengths: v for each of those steps.
-        finish_reasons: "stop" or "length"; "running" only in what `stream` yields on the way, and
-            "error" in the engine alone.
-    """
-
-    tokens: list[list[int]]
-    acceptance_lengths: list[list[int]]
-    verify_lengths: list[list[int]]
-    finish_reasons: list[str]
-
-    @property
-    def tau(self) -> float:
-        """Mean acceptance length over all steps of all rows; nan without any step."""
-        steps = [a for row in self.acceptance_lengths for a in row]
-        return float(np.mean(steps)) if steps else float("nan")
-
 
 # More steps than any row can take: each emits at least one token.
 ALL_STEPS = np.iinfo(np.int32).max
@@ -86,7 +70,7 @@ class Decoding:
     drawing: str
     cost_model: CostModel | None
     refilled: bool
-    wanted: tuple[int, int | None] = (0, None)
+    wanted: tuple[int, int | None]
 
     @property
     def num_slots(self) -> int:
@@ -214,7 +198,7 @@ class Decoding:
             self.variables,
             state,
             None if rows is None else np.array(rows, np.int32),
-            _padded(parts, 0, self.sizes.prompt),
+            padded(parts, 0, self.sizes.prompt),
             np.array([len(part) for part in parts], np.int32),
             np.array(last),
         )
@@ -242,34 +226,7 @@ class Decoding:
 
     def rows(self) -> GenerateOutput:
         """The same, but a row without a next token is finished with the reason "error"."""
-        state = self.state
-        small = (
-            state.tokens,
-            state.num_emitted,
-            state.acceptance_lengths,
-            state.verify_lengths,
-            state.num_steps,
-            state.finish_reason,
-        )
-        tokens, emitted, acceptance, verify, steps, reason = (
-            array[slice(*self.wanted)] for array in to_host(small)
-        )
-        return GenerateOutput(
-            tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],
-            acceptance_lengths=[r[:k].tolist() for r, k in zip(acceptance, steps, strict=True)],
-            verify_lengths=[r[:k].tolist() for r, k in zip(verify, steps, strict=True)],
-            finish_reasons=[_FINISH_REASONS[int(r)] for r in reason],
-        )
-
-
-# By the values of `DecodeState.finish_reason`. A row that is still reading its prompt is running to
-# whoever waits for it.
-_FINISH_REASONS = ("running", "stop", "length", "running", "error")
-
-
-def logits_are_nan(tokens: Sequence[int]) -> str:
-    """What went wrong in a row behind these tokens."""
-    return f"the target's logits are NaN from token {len(tokens)} on; its activations overflow"
+        return rows_of(self.state, self.wanted)
 
 
 def start(
@@ -341,8 +298,8 @@ def start(
 
     check = functools.partial(check_memory, target, draft, work, len(rows), sizes.max_slots)
     gather_results(mesh, check)  # Each process knows its own devices.
-    decoding = begin(target, draft, program, rows, sizes, cost_model)
-    decoding.wanted = (0, len(requests)) if wanted is None else wanted
+    wanted = (0, len(requests)) if wanted is None else wanted
+    decoding = begin(target, draft, program, rows, sizes, cost_model, wanted=wanted)
     decoding.read_prompts([request.prompt for request in rows])
     return decoding
 
@@ -355,6 +312,7 @@ def begin(
     sizes: Sizes,
     cost_model: CostModel | None,
     refilled: bool = False,
+    wanted: tuple[int, int | None] = (0, None),
 ) -> Decoding:
     """A batch of checked requests of which nothing is read yet.
 
@@ -364,52 +322,12 @@ def begin(
         program: with the sampling of rows that have a temperature.
         requests: one per row, so many that they divide among the devices that rows lie on.
         sizes: to compile for.
-        cost_model: see `Decoding`, like the next.
+        cost_model: see `Decoding`, like the next two.
         refilled: whether rows that end make place for others.
+        wanted: rows whose answers are given out.
     """
     state = first_state(program, sizes.slots, target.dtype, row_settings(requests))
     drawing = program.sampling
     program = program_for(dataclasses.replace(program, sampling="greedy"), requests, drawing)
     variables = flexdraft_variables(target, draft)
-    return Decoding(program, variables, state, sizes, drawing, cost_model, refilled)
-
-
-def row_settings(requests: Sequence[Request], num_stops: int = 4) -> dict[str, Any]:
-    """The requests' fields as arrays, one entry per row: arguments of `init_state`.
-
-    Args:
-        requests: one per row.
-        num_stops: M, at least; more where a request has more stop tokens.
-    """
-    stops = [r.stop_token_ids for r in requests]
-    num_stops = max(num_stops, bucket(max(map(len, stops)), smallest=4))
-    return {
-        "budget": _column(requests, "max_new_tokens", np.int32),
-        "stop_token_ids": _padded(stops, -1, num_stops),
-        "confidence_threshold": _column(requests, "confidence_threshold", np.float32),
-        "sampling": row_sampling(requests),
-    }
-
-
-def row_sampling(requests: Sequence[Request]) -> RowSampling:
-    """How the requests' tokens are drawn, one entry per row."""
-    return RowSampling(
-        temperature=_column(requests, "temperature", np.float32),
-        top_k=_column(requests, "top_k", np.int32),
-        top_p=_column(requests, "top_p", np.float32),
-        min_p=_column(requests, "min_p", np.float32),
-        seed=_column(requests, "seed", np.uint32),
-        row_id=_column(requests, "row_id", np.uint32),
-    )
-
-
-def _column(requests: Sequence[Request], field: str, dtype: type) -> Any:
-    return np.array([getattr(r, field) for r in requests], dtype)
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int, size: int) -> np.ndarray:
-    """Rows of tokens as one array [B, size]."""
-    out = np.full((len(rows), size), fill, np.int32)
-    for line, row in zip(out, rows, strict=True):
-        line[: len(row)] = row
-    return out
+    return Decoding(program, variables, state, sizes, drawing, cost_model, refilled, wanted)

@@ -22,6 +22,8 @@ from flexdraft_jax.parallel.devices import Device, find_device
 
 # Where profiles are looked for, and written; ~/.cache/flexdraft_jax without the variable.
 PROFILES_VARIABLE = "FLEXDRAFT_JAX_PROFILES"
+# Of whole calls: flex chooses among steps of the others.
+SCHEDULES = ("ar", "parallel", "sequential", "flex")
 
 
 @dataclasses.dataclass(frozen=True)

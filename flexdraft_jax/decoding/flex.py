@@ -23,7 +23,7 @@ from flexdraft_jax.parallel.axes import array_field
 # depend on luck.
 _BLOCK_DECAY, _VERDICT_DECAY = 0.9, 0.98
 # A row without a past is trusted as if this many promised drafts had been accepted.
-_PRIOR = 16.0
+_PRIOR = 64.0
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
 _HOPE = 0.9

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.acceptance import Verdict
 from flexdraft_jax.decoding.flex import FlexCosts
+from flexdraft_jax.decoding.program import DecodeProgram, Variables
 from flexdraft_jax.decoding.sampling import RowSampling
 from flexdraft_jax.decoding.state import (
     LOADING,
@@ -25,8 +26,6 @@ from flexdraft_jax.decoding.state import (
     take_rows,
 )
 from flexdraft_jax.decoding.steps import (
-    DecodeProgram,
-    Variables,
     emit,
     first_block,
     next_variant,

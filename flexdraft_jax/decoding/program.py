@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -16,12 +17,64 @@ from flexdraft_jax.decoding.costs import (
     flex_variants,
 )
 from flexdraft_jax.decoding.requests import Request
-from flexdraft_jax.decoding.steps import DecodeProgram
+from flexdraft_jax.decoding.state import DecodeState, place_rows
 from flexdraft_jax.models.draft import Draft
-from flexdraft_jax.models.flexdraft import flexdraft_model
+from flexdraft_jax.models.flexdraft import FlexDraft, flexdraft_model
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.mesh import row_devices
 from flexdraft_jax.parallel.processes import gather_results
+
+Variables = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeProgram:
+    """What is compiled into the loop; two equal programs share one compilation per shape.
+
+    Attributes:
+        model: target and draft modules.
+        block_size: n; 1 where nothing is drafted.
+        pruning_strategy: how confidence becomes a verify length.
+        sampling: "greedy" where every row has temperature 0; else "coupled" or "rejection".
+        variants: the steps to choose from, by ascending number of drafts.
+        forced_acceptance: for timing alone: each draft is accepted with this probability and is
+            that sure of itself, whatever the models say, and so the tokens mean nothing.
+    """
+
+    model: FlexDraft
+    block_size: int
+    pruning_strategy: str
+    sampling: str
+    variants: tuple[Variant, ...]
+    forced_acceptance: float | None = None
+
+    def place(self, state: DecodeState) -> DecodeState:
+        """The state where it lies between two steps."""
+        return place_rows(state, self.mesh, self.model.config)
+
+    def apply(self, variables: Variables, method: str, *args: Any) -> Any:
+        """Calls one of the model's passes."""
+        return self.model.apply(variables, *args, method=method)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """That weights and rows are spread over; None is one device."""
+        return self.model.mesh
+
+    @property
+    def drafts(self) -> bool:
+        """Whether any step drafts."""
+        return any(variant.drafts for variant in self.variants)
+
+    @property
+    def num_groups(self) -> int:
+        """G, the most mask groups of a row in one pass."""
+        return max((v.num_drafts + 1 for v in self.variants if v.schedule == "parallel"), default=1)
+
+    def for_prefill(self) -> "DecodeProgram":
+        """The choices that prefill depends on, so that schedules share its compilation."""
+        variant = Variant("sequential" if self.drafts else "ar", 0)
+        return dataclasses.replace(self, variants=(variant,))
 
 
 def choose_program(
@@ -69,12 +122,11 @@ def choose_program(
     else:
         variants = fixed_variants(schedule, block_size, verify_all)
     program = DecodeProgram(
-        model=flexdraft_model(target, draft, attention),
+        model=flexdraft_model(target, draft, attention, mesh),
         block_size=block_size,
         pruning_strategy=pruning_strategy,
         sampling=sampling,
         variants=variants,
-        mesh=mesh,
     )
     return program, cost_model
 

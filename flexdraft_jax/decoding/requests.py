@@ -11,8 +11,8 @@ import numpy as np
 
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.decoding.confidence import PRUNING_STRATEGIES
+from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
-from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.models.attention import BACKENDS
 from flexdraft_jax.models.draft import Draft, check_draft_fits
 from flexdraft_jax.models.target import Target

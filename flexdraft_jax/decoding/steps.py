@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from flexdraft_jax.decoding.acceptance import Verdict, accept_by_rejection, accept_matching
 from flexdraft_jax.decoding.confidence import (
@@ -27,7 +26,6 @@ from flexdraft_jax.decoding.confidence import (
     slot_confidence,
     survival_curve,
 )
-from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.decoding.flex import (
     DraftHistory,
     FlexCosts,
@@ -36,6 +34,7 @@ from flexdraft_jax.decoding.flex import (
     note_block,
     note_verdict,
 )
+from flexdraft_jax.decoding.program import DecodeProgram, Variables
 from flexdraft_jax.decoding.sampling import (
     Purpose,
     draw_token,
@@ -50,63 +49,10 @@ from flexdraft_jax.decoding.state import (
     STOP,
     CandidateBlock,
     DecodeState,
-    place_rows,
     put_columns,
     select_rows,
 )
 from flexdraft_jax.models.cache import KeysValues, commit
-from flexdraft_jax.models.flexdraft import FlexDraft
-
-Variables = dict[str, Any]
-
-SCHEDULES = ("ar", "parallel", "sequential", "flex")
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeProgram:
-    """What is compiled into the loop; two equal programs share one compilation per shape.
-
-    Attributes:
-        model: target and draft modules.
-        block_size: n; 1 where nothing is drafted.
-        pruning_strategy: how confidence becomes a verify length.
-        sampling: "greedy" where every row has temperature 0; else "coupled" or "rejection".
-        variants: the steps to choose from, by ascending number of drafts.
-        forced_acceptance: for timing alone: each draft is accepted with this probability and is
-            that sure of itself, whatever the models say, and so the tokens mean nothing.
-        mesh: that weights and rows are spread over; None is one device.
-    """
-
-    model: FlexDraft
-    block_size: int
-    pruning_strategy: str
-    sampling: str
-    variants: tuple[Variant, ...]
-    forced_acceptance: float | None = None
-    mesh: Mesh | None = None
-
-    def place(self, state: DecodeState) -> DecodeState:
-        """The state where it lies between two steps."""
-        return place_rows(state, self.mesh, self.model.config)
-
-    def apply(self, variables: Variables, method: str, *args: Any) -> Any:
-        """Calls one of the model's passes."""
-        return self.model.clone(mesh=self.mesh).apply(variables, *args, method=method)
-
-    @property
-    def drafts(self) -> bool:
-        """Whether any step drafts."""
-        return any(variant.drafts for variant in self.variants)
-
-    @property
-    def num_groups(self) -> int:
-        """G, the most mask groups of a row in one pass."""
-        return max((v.num_drafts + 1 for v in self.variants if v.schedule == "parallel"), default=1)
-
-    def for_prefill(self) -> "DecodeProgram":
-        """The choices that prefill depends on, so that schedules share its compilation."""
-        variant = Variant("sequential" if self.drafts else "ar", 0)
-        return dataclasses.replace(self, variants=(variant,))
 
 
 def next_variant(

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexdraft_jax.decoding.batch import start
+from flexdraft_jax.decoding.program import DecodeProgram, Variables
 from flexdraft_jax.decoding.requests import check_requests
 from flexdraft_jax.decoding.sampling import probabilities
 from flexdraft_jax.decoding.state import DecodeState
-from flexdraft_jax.decoding.steps import DecodeProgram, Variables
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target

@@ -40,9 +40,10 @@ from flexdraft_jax.data.fingerprints import (
     target_fingerprint,
     tokenizer_fingerprint,
 )
-from flexdraft_jax.decoding.batch import logits_are_nan
-from flexdraft_jax.decoding.engine import Answer, DecodeEngine
+from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.rounds import Answer
+from flexdraft_jax.decoding.rows import logits_are_nan
 from flexdraft_jax.evaluation.file_stats import (
     FileSummary,
     stats_of_record,

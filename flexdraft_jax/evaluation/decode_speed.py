@@ -15,9 +15,9 @@ from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.corpus import DOMAINS, Domain
 from flexdraft_jax.data.held_out import HeldOutPrompt, default_prompts
 from flexdraft_jax.decoding.batch import start
+from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.decoding.requests import Request, block_size_of, check_requests
 from flexdraft_jax.decoding.sizes import Sizes, sizes_for
-from flexdraft_jax.decoding.steps import SCHEDULES
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import (
     Progress,

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from flexdraft_jax.data.conversations import whole_lines
-from flexdraft_jax.decoding.engine import Answer
+from flexdraft_jax.decoding.rounds import Answer
 from flexdraft_jax.evaluation.tables import Table
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from flexdraft_jax.data import chat
 from flexdraft_jax.data.chat import Message
-from flexdraft_jax.decoding.batch import GenerateOutput
 from flexdraft_jax.decoding.generate import stream
+from flexdraft_jax.decoding.rows import GenerateOutput
 from flexdraft_jax.evaluation.decode_speed import decode_table, measure_decoding, schedule_method
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.tables import Table

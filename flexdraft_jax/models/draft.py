@@ -106,15 +106,21 @@ def draft_shardings(config: TargetConfig, draft_config: DraftConfig, mesh: Mesh)
     return shardings(mesh, axes, draft_shapes(config, draft_config), config)
 
 
-def spread_draft(draft: Draft, config: TargetConfig, mesh: Mesh) -> Draft:
-    """The draft with its weights spread over the mesh, beside those of its target.
+def spread_draft(draft: Draft, target: Target) -> Draft:
+    """The draft with its weights beside those of its target.
 
     Args:
         draft: whole on this process.
-        config: the target's.
-        mesh: the target's.
+        target: on a mesh or not.
     """
-    return Draft(draft.config, put(draft.params, draft_shardings(config, draft.config, mesh)))
+    return Draft(draft.config, _beside(draft.params, draft.config, target))
+
+
+def _beside(params: Params, config: DraftConfig, target: Target) -> Params:
+    mesh = mesh_of(target.params)
+    if mesh is None:
+        return params
+    return put(params, draft_shardings(target.config, config, mesh))
 
 
 def init_draft(
@@ -143,9 +149,7 @@ def init_draft(
     draft_config = DraftConfig(num_draft_layers, block_size, calibration_rank)
     check_num_draft_layers(draft_config, config)
     params = nn.meta.unbox(_boxed_params(config, draft_config, target.dtype, rng))
-    mesh = mesh_of(target.params)
-    if mesh is not None:
-        params = put(params, draft_shardings(config, draft_config, mesh))
+    params = _beside(params, draft_config, target)
     split = config.num_layers - num_draft_layers
     for d in range(num_draft_layers):
         # Copies, so that donating the draft's buffers never takes the target's away.

@@ -304,10 +304,15 @@ class FlexDraft(nn.Module):
         return constrain_rows(x, self.mesh)
 
 
-def flexdraft_model(target: Target, draft: Draft | None, attention: str = "reference") -> FlexDraft:
-    """The module for a target and its draft (or none)."""
+def flexdraft_model(
+    target: Target,
+    draft: Draft | None,
+    attention: str = "reference",
+    mesh: Mesh | None = None,
+) -> FlexDraft:
+    """The module for a target and its draft (or none), on a mesh (or one device)."""
     draft_config = None if draft is None else draft.config
-    return FlexDraft(target.config, draft_config, target.dtype, attention=attention)
+    return FlexDraft(target.config, draft_config, target.dtype, mesh, attention)
 
 
 def flexdraft_variables(target: Target, draft: Draft | None) -> dict[str, Params]:

@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 from jax.stages import Lowered
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.decoding.batch import row_settings
 from flexdraft_jax.decoding.costs import Variant, draft_buckets, flex_variants
 from flexdraft_jax.decoding.flex import FlexCosts
 from flexdraft_jax.decoding.loop import read_prompt_chunk, run
+from flexdraft_jax.decoding.program import DecodeProgram
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.rows import row_settings
 from flexdraft_jax.decoding.sizes import sizes_of
 from flexdraft_jax.decoding.state import DecodeState, init_state
-from flexdraft_jax.decoding.steps import DecodeProgram
 from flexdraft_jax.models.cache import Cache, init_cache
 from flexdraft_jax.models.draft import draft_logical_axes, draft_shapes
 from flexdraft_jax.models.flexdraft import FlexDraft
@@ -143,12 +143,11 @@ def lower_step(case: DecodeCase, step: DecodeStep) -> tuple[Lowered, dict[str, A
         params["draft"] = abstract(shapes, shardings(mesh, axes, shapes, config))
     state = abstract_state(case, step.batch_size, block_size)
     program = DecodeProgram(
-        model=FlexDraft(config, None if plain else case.draft, dtype),
+        model=FlexDraft(config, None if plain else case.draft, dtype, mesh),
         block_size=block_size,
         pruning_strategy="cumulative_product",
         sampling="greedy",
         variants=step.variants,
-        mesh=mesh,
     )
     whole = replicated(mesh)
 

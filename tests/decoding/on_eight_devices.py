@@ -77,9 +77,16 @@ def mesh(request) -> jax.sharding.Mesh:
     return make_mesh(*request.param)
 
 
+def _spread(
+    target: fd.Target, draft: fd.Draft, mesh: jax.sharding.Mesh
+) -> tuple[fd.Target, fd.Draft]:
+    target = spread_target(target, mesh)
+    return target, spread_draft(draft, target)
+
+
 @pytest.fixture(scope="module")
 def spread(target, draft, mesh) -> tuple[fd.Target, fd.Draft]:
-    return spread_target(target, mesh), spread_draft(draft, CONFIG, mesh)
+    return _spread(target, draft, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +170,7 @@ def test_refilled_rows_of_all_kinds_of_steps(spread, requests, alone, mesh, watc
 def test_rows_that_do_not_divide(target, draft, prompts, schedule, watched):
     """Five on eight devices, and a cache that has to grow."""
     mesh = make_mesh(2, 2, 2)
-    there = spread_target(target, mesh), spread_draft(draft, CONFIG, mesh)
+    there = _spread(target, draft, mesh)
     requests = check_requests(
         CONFIG, prompts[:5], [20, 0, 20, 7, 20], 0.3, None, temperature=[0, 0.8, 0.8, 0, 0.8]
     )
@@ -181,7 +188,7 @@ def test_rows_that_do_not_divide(target, draft, prompts, schedule, watched):
 def test_attention_by_the_kernel(target, draft, prompts):
     """Rows and heads are spread: the kernel sees a part of both."""
     mesh = make_mesh(2, 2, 2)
-    there = spread_target(target, mesh), spread_draft(draft, CONFIG, mesh)
+    there = _spread(target, draft, mesh)
     requests = check_requests(CONFIG, prompts, 12, 0.3, None)
     outputs = []
     for models, attention in [((target, draft), "reference"), (there, "pallas")]:
@@ -219,7 +226,7 @@ def test_the_loop_moves_no_cache_and_two_sums_a_layer():
 def test_what_does_not_fit_is_refused(target, draft, prompts):
     mesh, other = make_mesh(data=2, tensor=4), make_mesh(data=8)
     there = spread_target(target, mesh)
-    spread = spread_draft(draft, CONFIG, mesh)
+    spread = spread_draft(draft, there)
     with pytest.raises(
         ValueError,
         match="mesh=data=8 of devices 0 to 7: the target's weights lie on data=2,tensor=4 of dev",

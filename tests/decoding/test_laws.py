@@ -18,8 +18,9 @@ from scipy import stats
 
 from flexdraft_jax.decoding import acceptance
 from flexdraft_jax.decoding.acceptance import accept_by_rejection, accept_matching
-from flexdraft_jax.decoding.batch import row_sampling, start
+from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.rows import row_sampling
 from flexdraft_jax.decoding.sampling import (
     Purpose,
     RowSampling,

@@ -100,7 +100,7 @@ def test_generate_takes_the_batch_that_it_names(
     """Though fewer rows read more of a prompt at once, and take other steps."""
     begun: list[int] = []
 
-    def begin(target, draft, program, requests, *others):
+    def begin(target, draft, program, requests, *others, **options):
         begun.append(len(requests))
         raise KeyboardInterrupt
 

@@ -16,7 +16,8 @@ from rich.console import Console
 
 import flexdraft_jax as fd
 from flexdraft_jax.data.chat import encode_turn
-from flexdraft_jax.decoding.engine import Answer, DecodeEngine
+from flexdraft_jax.decoding.engine import DecodeEngine
+from flexdraft_jax.decoding.rounds import Answer
 from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
 from flexdraft_jax.evaluation.file_stats import FileSummary, plot_summary, stats_record, summarise
 from flexdraft_jax.evaluation.request_lines import LineSettings, read_request

@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.decoding.batch import row_settings
 from flexdraft_jax.decoding.loop import run
 from flexdraft_jax.decoding.program import choose_program
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.rows import row_settings
 from flexdraft_jax.decoding.state import init_state
 from flexdraft_jax.models import masks
 from flexdraft_jax.models.attention import Backend, Part, attend
