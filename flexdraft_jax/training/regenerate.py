@@ -5,6 +5,7 @@ worth more than any other part of the recipe. Several processes share the lines 
 
     OUTPUT.settings.json            what the responses depend on; a second run must bring the same
     OUTPUT.part-00000-of-00002      finished lines of one process, as they come
+    OUTPUT.lock                     locked while a run writes any of these
     OUTPUT.rejected.jsonl           lines that can't be answered, with their reasons
     OUTPUT.report.json              what became of the lines
     OUTPUT                          written last, in the order of the input
@@ -34,6 +35,7 @@ from flexdraft_jax.data.fingerprints import (
     write_json,
 )
 from flexdraft_jax.data.prepare import Track
+from flexdraft_jax.parallel.locks import locked_by_main
 from flexdraft_jax.parallel.processes import is_main, main_first
 from flexdraft_jax.training.progress import track as show_progress
 from flexdraft_jax.training.rewriting import Record, Writer, answer_lines
@@ -110,18 +112,20 @@ def regenerate(
         track: shows progress.
 
     Raises:
-        ValueError: `output` was begun with other settings, or no line can be answered.
+        ValueError: `output` was begun with other settings, or is being written by another run, or
+            no line can be answered.
         FileNotFoundError: there is no file at `path`.
     """
     path, output = Path(path), Path(output)
     report = _beside(output, "report.json")
     begin(path, output, writer)
-    if not output.exists():
-        write_part(path, output, writer, jax.process_index(), jax.process_count(), track)
-        multihost_utils.sync_global_devices("regenerate: parts")
-        with main_first("regenerate: merged"):
-            if is_main():
-                merge_parts(path, output)
+    with locked_by_main(_beside(output, "lock"), f"output={str(output)!r}"):
+        if not output.exists():
+            write_part(path, output, writer, jax.process_index(), jax.process_count(), track)
+            multihost_utils.sync_global_devices("regenerate: parts")
+            with main_first("regenerate: merged"):
+                if is_main():
+                    merge_parts(path, output)
     return RegenerateReport(**json.loads(report.read_text()))
 
 
