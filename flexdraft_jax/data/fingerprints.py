@@ -59,9 +59,7 @@ def check_recorded(path: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     before = read_settings(path)
-    different = [
-        name for name, value in settings.items() if not _is_same(before.get(name), value)
-    ]
+    different = [name for name, value in settings.items() if not _is_same(before.get(name), value)]
     if different:
         raise ValueError(
             f"{path} belongs to something else: "
@@ -95,6 +93,11 @@ def _is_same(before: Any, value: Any) -> bool:
     return before == value or json.dumps(before) == json.dumps(value)
 
 
+def settings_path(output: Path) -> Path:
+    """Where it is recorded what a file is made with."""
+    return output.with_name(f"{output.name}.settings.json")
+
+
 def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] = ()) -> None:
     """Records beside a file what it is made with, or checks that it is what it was.
 
@@ -107,7 +110,7 @@ def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] =
       ValueError: the file was begun with other settings, or is some other file.
     """
     require_local(output)
-    recorded = output.with_name(f"{output.name}.settings.json")
+    recorded = settings_path(output)
     # Asked in this order, as another process may begin just now: with its settings.
     begun = [path for path in (output, *parts) if path.exists()]
     if begun and not recorded.exists():

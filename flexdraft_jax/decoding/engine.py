@@ -44,6 +44,8 @@ _CALL_COST = 32
 _STEPS_BETWEEN_CHUNKS = 4
 # S at which flex's parallel and sequential steps are compared; the cheaper ones are compiled.
 _USUAL_SLOTS = 512
+# That devices can count to.
+_LARGEST = 2**31 - 1
 # Tokens that a row can go on for before slots that were given up would be asked for again.
 _SPARE_SLOTS = 32
 
@@ -450,6 +452,6 @@ def _check_rows(mesh: Mesh, batch_size: int) -> None:
 
 def _at_least_one(field: str, value: int) -> int:
     value = integer(field, value)
-    if value < 1:
-        raise ValueError(f"{field}={value}: must be at least 1")
+    if not 1 <= value <= _LARGEST:
+        raise ValueError(f"{field}={value}: must be at least 1 and at most {_LARGEST}")
     return value

@@ -130,7 +130,11 @@ def _checked(config: TargetConfig, fields: Mapping[str, tuple[str, Any]]) -> Req
         max_new_tokens=budget,
         confidence_threshold=_number(*fields["confidence_threshold"], *share),
         stop_token_ids=_tokens(config, stops_name, stops),
-        temperature=_number(*fields["temperature"], "0 or more", lambda x: x >= 0),
+        temperature=_number(
+            *fields["temperature"],
+            f"0 or more, and at most {_LARGEST_FLOAT:.4g}",
+            lambda x: 0 <= x <= _LARGEST_FLOAT,
+        ),
         top_k=_count(*fields["top_k"]),
         top_p=_number(*fields["top_p"], "above 0 and at most 1", lambda x: 0 < x <= 1),
         min_p=_number(*fields["min_p"], *share),
@@ -186,6 +190,7 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
     return draft.config.block_size if block_size is None else block_size
 
 
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 # Keys of random streams are made of 32-bit numbers.
 _LARGEST_SEED = 2**32 - 1
 
@@ -200,7 +205,9 @@ def _count(name: str, value: Any, largest: int = 2**31 - 1) -> int:
 
 
 def _number(name: str, value: Any, right: str, is_right: Callable[[float], bool]) -> float:
-    """A finite number."""
+    """A finite number, also one of an array's."""
+    if hasattr(value, "__array__") and np.ndim(value) == 0:
+        value = np.asarray(value).item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r}: must be a number")
     try:
