@@ -190,6 +190,8 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
     return draft.config.block_size if block_size is None else block_size
 
 
+# Of float32, as Python's own: one of NumPy's would round what it is compared with.
+_SMALLEST_FLOAT = float(np.finfo(np.float32).tiny)
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 # Keys of random streams are made of 32-bit numbers.
 _LARGEST_SEED = 2**32 - 1
@@ -214,7 +216,7 @@ def _number(name: str, value: Any, right: str, is_right: Callable[[float], bool]
         number = float(value)
     except OverflowError:  # An integer of hundreds of digits.
         number = math.inf
-    if abs(number) < np.finfo(np.float32).tiny:
+    if abs(number) < _SMALLEST_FLOAT:
         number = 0.0  # As it is to devices.
     if not (math.isfinite(number) and is_right(number)):
         raise ValueError(f"{name}={value}: must be {right}")

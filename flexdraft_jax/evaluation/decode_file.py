@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,12 +51,17 @@ from flexdraft_jax.evaluation.file_stats import (
 )
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.measure import decode_text
-from flexdraft_jax.evaluation.request_lines import LineSettings, read_request
+from flexdraft_jax.evaluation.request_lines import (
+    OWN_SETTINGS,
+    LineSettings,
+    read_request,
+)
 from flexdraft_jax.parallel.locks import locked
 
 Record = dict[str, Any]
 
 _MAX_ERROR_CHARACTERS = 300
+_MAX_ID_DEPTH = 100  # What is near to Python's own limit may be read and then not written.
 _PLAIN_SECONDS = 20.0  # A log file gets a line this often; a terminal is renewed all the time.
 
 
@@ -87,6 +92,7 @@ def decode_file(
         ValueError: `path` is a pipe or a folder; a setting is wrong for every line; `output` was
             begun with other settings, is some other file or a damaged one, or is being written by
             another run.
+        TypeError: a setting is of the wrong kind.
         FileNotFoundError: there is no file at `path`.
     """
     if os.path.exists(path) and not os.path.isfile(path):
@@ -94,7 +100,7 @@ def decode_file(
             f"input={os.fspath(path)!r}: must be a regular file, as it is read more than once; "
             "write to a file first what comes from elsewhere"
         )
-    _check_settings(models, engine, settings)
+    settings = _checked_settings(models, engine, settings)
     output = Path(output)
     recorded = {
         "input": file_digest(path),
@@ -125,15 +131,21 @@ def stats_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.stats.jsonl")
 
 
-def _check_settings(models: Models, engine: DecodeEngine, settings: LineSettings) -> None:
-    """Raises ValueError or TypeError for what would be wrong with every line that does not say."""
+def _checked_settings(models: Models, engine: DecodeEngine, settings: LineSettings) -> LineSettings:
+    """The settings in their usual types.
+
+    Raises:
+        ValueError: they are wrong for every line that does not say otherwise.
+        TypeError: the same.
+    """
     budget = integer("max_new_tokens", settings.max_new_tokens)
     if budget >= engine.max_length:
         raise ValueError(
             f"max_new_tokens={budget}: must be under max_length={engine.max_length}, which the "
             "prompt counts to"
         )
-    engine.check(read_request({"token_ids": [0]}, 0, models, settings))
+    request = engine.check(read_request({"token_ids": [0]}, 0, models, settings))
+    return dataclasses.replace(settings, **{name: getattr(request, name) for name in OWN_SETTINGS})
 
 
 @dataclasses.dataclass
@@ -207,13 +219,20 @@ def _checked_id(value: Any) -> Any:
     Raises:
         ValueError: it can't.
     """
+    level = [value]
+    for _ in range(_MAX_ID_DEPTH):
+        level = [x for one in level if isinstance(one, list | dict) for x in _members(one)]
+    if level:
+        raise ValueError(f"id: must be nested at most {_MAX_ID_DEPTH} deep")
     try:
         json.dumps(value, allow_nan=False)
-    except RecursionError as error:
-        raise ValueError("id: nested too deep") from error
     except ValueError as error:
         raise ValueError("id: must be standard JSON, which has no NaN and no infinity") from error
     return value
+
+
+def _members(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _shortened(error: str) -> str:
@@ -253,11 +272,15 @@ def _check_written(
             try:
                 if record.endswith(b"\n"):
                     read(json.loads(record))
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            except _NOT_A_RECORD as error:
                 raise ValueError(
                     f"{written}: its line {place} is damaged ({error!r}); restore the file, or cut "
                     "it off before this line, and a run goes on from there"
                 ) from error
+
+
+# What reading something else as a record may raise.
+_NOT_A_RECORD = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class _OrderedFiles:

@@ -16,6 +16,7 @@ from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
 from flexdraft_jax.data.prepare import PrepareConfig, prepare
 from flexdraft_jax.decoding.sizes import bucket
 from flexdraft_jax.models.target import TargetModel
+from flexdraft_jax.parallel.locks import locked
 from flexdraft_jax.training import rewriting
 from flexdraft_jax.training.regenerate import (
     RegenerateReport,
@@ -264,6 +265,14 @@ def test_wrong_settings_are_refused(file, written, writer, tmp_path) -> None:
     bad.write_text("{\n[]\n")
     with pytest.raises(ValueError, match="no line of 2 can be answered: .*'not JSON': 1"):
         regenerate(bad, tmp_path / "c.jsonl", writer)
+
+
+def test_one_run_at_a_time_writes_a_file(file, written, writer) -> None:
+    output = written[0]
+    with locked(output.with_name(f"{output.name}.lock"), "the other"):
+        with pytest.raises(ValueError, match="b.jsonl': another run is writing there"):
+            regenerate(file, output, writer)
+    assert regenerate(file, output, writer) == written[1]
 
 
 def _two_hundred(path: Path) -> None:
