@@ -141,8 +141,8 @@ def _checked_settings(models: Models, engine: DecodeEngine, settings: LineSettin
     budget = integer("max_new_tokens", settings.max_new_tokens)
     if budget >= engine.max_length:
         raise ValueError(
-            f"max_new_tokens={budget}: must be under max_length={engine.max_length}, which the "
-            "prompt counts to"
+            f"max_new_tokens={budget}: must be under max_length={engine.max_length}, which prompt "
+            "and answer share"
         )
     request = engine.check(read_request({"token_ids": [0]}, 0, models, settings))
     return dataclasses.replace(settings, **{name: getattr(request, name) for name in OWN_SETTINGS})
@@ -237,8 +237,10 @@ def _members(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
 
 def _shortened(error: str) -> str:
     """The begin of an error, which says what is wrong, and its end, which says what is right."""
-    half = _MAX_ERROR_CHARACTERS // 2
-    return error if len(error) <= 2 * half else f"{error[:half]} ... {error[-half:]}"
+    if len(error) <= _MAX_ERROR_CHARACTERS:
+        return error
+    half = (_MAX_ERROR_CHARACTERS - len(" ... ")) // 2
+    return f"{error[:half]} ... {error[-half:]}"
 
 
 def _check_written(
@@ -274,8 +276,8 @@ def _check_written(
                     read(json.loads(record))
             except _NOT_A_RECORD as error:
                 raise ValueError(
-                    f"{written}: its line {place} is damaged ({error!r}); restore the file, or cut "
-                    "it off before this line, and a run goes on from there"
+                    f"{written}: its line {place} is damaged ({type(error).__name__}: {error}); "
+                    "restore the file, or cut it off before this line: a run goes on from there"
                 ) from error
 
 
@@ -381,7 +383,7 @@ class _Progress:
             self._num_steps += len(answer.acceptance_lengths)
             self._num_emitted += sum(answer.acceptance_lengths)
         now = time.monotonic()
-        speed = self._num_tokens / (now - self._start)
+        speed = self._num_tokens / max(now - self._start, 1e-9)  # Clocks tick in milliseconds.
         tau = self._num_emitted / max(1, self._num_steps)
         text = f"{speed:,.0f} tokens/s  tau {tau:.2f}"
         self._bar.update(self._task, advance=1, description=text)
