@@ -169,7 +169,7 @@ def write_part(
     """
     part = _beside(output, f"part-{process_index:05d}-of-{process_count:05d}")
     keep_whole_lines(part)
-    done = {number for other in _parts(output) for number in _numbers(other)}
+    done = {number for other in _parts(output) for number, _ in _places(other)}
 
     def mine(number: int) -> bool:
         return number % process_count == process_index
@@ -189,14 +189,11 @@ def merge_parts(path: Path, output: Path) -> RegenerateReport:
     """Writes the lines of all parts in the order of the input, and removes the parts.
 
     Raises:
-        ValueError: lines are missing, or none was answered.
+        ValueError: lines are missing or damaged, or none was answered.
     """
     places: dict[int, tuple[Path, int]] = {}
     for part in _parts(output):
-        offset = 0
-        for line in whole_lines(part):
-            places[_number(line)] = (part, offset)
-            offset += len(line)
+        places |= {number: (part, offset) for number, offset in _places(part)}
     wanted = [number for number, _ in read_lines(path)]
     missing = len(set(wanted) - places.keys())
     if missing:
@@ -229,16 +226,30 @@ def _parts(output: Path) -> list[Path]:
     return sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*-of-*"))
 
 
-def _numbers(part: Path) -> Iterator[int]:
-    return map(_number, whole_lines(part))
-
-
-def _number(record: bytes) -> int:
-    """The line that a record is of, without reading all of the record."""
-    return int(record[len(b'{"line":') : record.index(b",")])
+def _places(part: Path) -> Iterator[tuple[int, int]]:
+    """The line that each record is of, without reading all of the record, and where it begins."""
+    offset = 0
+    for record in whole_lines(part):
+        try:
+            yield int(record[len(b'{"line":') : record.index(b",")]), offset
+        except ValueError as error:
+            raise _damaged(part, offset) from error
+        offset += len(record)
 
 
 def _read_at(part: Path, offset: int) -> Record:
     with part.open("rb") as file:
         file.seek(offset)
-        return json.loads(file.readline())
+        try:
+            return json.loads(file.readline())
+        except ValueError as error:
+            raise _damaged(part, offset) from error
+
+
+def _damaged(part: Path, offset: int) -> ValueError:
+    with part.open("rb") as file:
+        place = file.read(offset).count(b"\n") + 1
+    return ValueError(
+        f"{part}: its line {place} is damaged; restore the file, or take this line out of it, and "
+        "it is written again"
+    )

@@ -267,6 +267,16 @@ def test_wrong_settings_are_refused(file, written, writer, tmp_path) -> None:
         regenerate(bad, tmp_path / "c.jsonl", writer)
 
 
+@pytest.mark.parametrize("damaged", [b'{"line":', b'{"line":2,"documents"', b"\xff"])
+def test_a_damaged_line_of_a_part_is_named(file, tmp_path, damaged) -> None:
+    records = [b'{"line":%d,"rejected":{"reason":"a: b","start":""}}' % n for n in range(1, 19)]
+    records[1] = damaged
+    part = tmp_path / "b.jsonl.part-00000-of-00001"
+    part.write_bytes(b"\n".join(records) + b"\n")
+    with pytest.raises(ValueError, match=f"{part.name}: its line 2 is damaged; restore"):
+        merge_parts(file, tmp_path / "b.jsonl")
+
+
 def test_one_run_at_a_time_writes_a_file(file, written, writer) -> None:
     output = written[0]
     with locked(output.with_name(f"{output.name}.lock"), "the other"):
