@@ -36,7 +36,7 @@ def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     command = [sys.executable, "-c", _HOLD, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\\n"
+        assert other.stdout.readline() == b"held\n"
         with path.open("ab") as file:
             assert not take_lock(file)
         other.kill()
