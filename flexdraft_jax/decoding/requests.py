@@ -193,11 +193,13 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
 # Of float32, as Python's own: one of NumPy's would round what it is compared with.
 _SMALLEST_FLOAT = float(np.finfo(np.float32).tiny)
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
+# That devices count to.
+_LARGEST = 2**31 - 1
 # Keys of random streams are made of 32-bit numbers.
 _LARGEST_SEED = 2**32 - 1
 
 
-def _count(name: str, value: Any, largest: int = 2**31 - 1) -> int:
+def _count(name: str, value: Any, largest: int = _LARGEST) -> int:
     """An integer of 0..`largest`."""
     number = integer(name, value)
     if not 0 <= number <= largest:
@@ -253,6 +255,14 @@ def integer(field: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{field}={value!r}: must be an integer") from None
+
+
+def at_least_one(field: str, value: Any) -> int:
+    """The value as an int; ValueError or TypeError that names the field if it is out of range."""
+    number = integer(field, value)
+    if not 1 <= number <= _LARGEST:
+        raise ValueError(f"{field}={number}: must be at least 1 and at most {_LARGEST}")
+    return number
 
 
 def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:

@@ -259,6 +259,8 @@ def test_wrong_settings_are_refused(file, written, writer, tmp_path) -> None:
         regenerate(file, tmp_path / "d.jsonl", writer)
     with pytest.raises(ValueError, match="batch_size=0"):
         dataclasses.replace(writer, batch_size=0)
+    with pytest.raises(ValueError, match=f"batch_size={10**20}: must be .* at most"):
+        dataclasses.replace(writer, batch_size=10**20)
     with pytest.raises(ValueError, match='schedule="parallel" needs one'):
         dataclasses.replace(writer, schedule="parallel")
     bad = tmp_path / "bad.jsonl"
