@@ -289,7 +289,8 @@ def test_an_error_in_the_chat_template_is_its_lines_alone(models, decode, tmp_pa
         tokenizer.chat_template
     )
     path = tmp_path / "in.jsonl"
-    path.write_text("\n".join(_line(prompt=text) for text in ("b" * 40, "a", "c" * 30)) + "\n")
+    lines = [_line(prompt=text, temperature=0.5) for text in ("abc", "a", "ab")]
+    path.write_text("\n".join(lines) + "\n")
     decode(path, tmp_path / "out.jsonl", models=dataclasses.replace(models, tokenizer=tokenizer))
     errors = [record.get("error") for record in _records(tmp_path / "out.jsonl")]
     assert errors[0] is errors[2] is None
