@@ -25,7 +25,13 @@ from flexdraft_jax.evaluation.benchmark import (
 )
 from flexdraft_jax.evaluation.decode_speed import plot_throughput
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, integers, load_models
+from flexdraft_jax.evaluation.loading import (
+    bad_input_exits,
+    check_outputs,
+    check_plot,
+    integers,
+    load_models,
+)
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
 from flexdraft_jax.parallel.mesh import parse_mesh
 
@@ -90,8 +96,8 @@ def main(argv: Sequence[str]) -> None:
         console.print(line, style="dim", markup=False)
 
     with bad_input_exits():
-        for path in (_JSON.value, _MARKDOWN.value, _PLOT.value):
-            check_output(path)
+        check_outputs(_JSON.value, _MARKDOWN.value, _PLOT.value)
+        check_plot(_PLOT.value)
         settings = BenchmarkSettings(
             schedules=tuple(_SCHEDULES.value),
             batch_sizes=integers("batch_sizes", _BATCH_SIZES.value),

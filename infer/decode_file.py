@@ -23,10 +23,10 @@ from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
-from flexdraft_jax.evaluation.decode_file import stats_path
+from flexdraft_jax.evaluation.decode_file import files_of, stats_path
 from flexdraft_jax.evaluation.file_stats import plot_summary
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, load_models
 from flexdraft_jax.evaluation.parts import decode_together
 from flexdraft_jax.evaluation.request_lines import LineSettings
 from flexdraft_jax.models.attention import BACKENDS
@@ -87,7 +87,8 @@ def main(argv: Sequence[str]) -> None:
     console = make_console(stderr=True)
     with bad_input_exits():
         processes.initialize(pod=_POD.value)
-        check_output(_PLOT.value)
+        output = Path(_OUTPUT.value)
+        check_outputs(_PLOT.value, others=(_INPUT.value, *files_of(output)))
         settings = LineSettings(
             max_new_tokens=_MAX_NEW_TOKENS.value,
             temperature=_TEMPERATURE.value,
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
         summary = decode_together(_INPUT.value, _OUTPUT.value, models, engine, settings, console)
     if not processes.is_main():
         return
-    note = f"Answers in {_OUTPUT.value}, their timing in {stats_path(Path(_OUTPUT.value))}"
+    note = f"Answers in {_OUTPUT.value}, their timing in {stats_path(output)}"
     make_console().print(summary.to_table("Answered", note).to_rich())
     if _PLOT.value:
         plot_summary(summary, _PLOT.value)

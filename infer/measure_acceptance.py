@@ -15,7 +15,7 @@ from flexdraft_jax.data.corpus import DOMAINS
 from flexdraft_jax.data.held_out import default_prompts
 from flexdraft_jax.evaluation.acceptance import acceptance_table, measure_acceptance
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, load_models
 
 _TARGET = flags.DEFINE_string(
     "target", None, "Hugging Face directory; the embedded default if left out."
@@ -38,8 +38,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     with bad_input_exits():
-        check_output(_JSON.value)
-        check_output(_MARKDOWN.value)
+        check_outputs(_JSON.value, _MARKDOWN.value)
         prompts = {domain: default_prompts(domain, _NUM_PROMPTS.value) for domain in DOMAINS}
         models = load_models(_TARGET.value, _DRAFT.value)
         rows = [

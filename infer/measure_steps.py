@@ -16,7 +16,7 @@ from absl import app, flags
 from flexdraft_jax.decoding.costs import Profile, load_profile, profile_path, save_profile
 from flexdraft_jax.evaluation.benchmark import describe_size
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, integers, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, integers, load_models
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS, random_models
 from flexdraft_jax.evaluation.step_costs import costs_table, measure_costs
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         console.print(line, style="dim", markup=False)
 
     with bad_input_exits():
-        check_output(_OUTPUT.value)
+        check_outputs(_OUTPUT.value)
         block_sizes = _BLOCK_SIZES.value and integers("block_sizes", _BLOCK_SIZES.value, smallest=2)
         batch_sizes = integers("batch_sizes", _BATCH_SIZES.value)
         slot_counts = integers("num_slots", _NUM_SLOTS.value)

@@ -15,7 +15,7 @@ import jax
 from absl import app, flags
 
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, check_plot
 from flexdraft_jax.planning.plans import DecodePlan, plan_decode
 from flexdraft_jax.planning.report import plot_decode_plan
 from flexdraft_jax.planning.topology import parse_slice
@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
         console.print(line, style="dim", markup=False)
 
     with bad_input_exits():
-        for path in (_JSON.value, _MARKDOWN.value, _PLOT.value):
-            check_output(path)
+        check_outputs(_JSON.value, _MARKDOWN.value, _PLOT.value)
+        check_plot(_PLOT.value)
         plan = DecodePlan(
             target=_TARGET.value,
             draft=_DRAFT.value,

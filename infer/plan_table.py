@@ -10,7 +10,7 @@ import jax
 from absl import app, flags
 
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs
 from flexdraft_jax.planning.plans import Kept, Unfinished
 from flexdraft_jax.planning.table import decode_table, train_table
 
@@ -34,8 +34,7 @@ def main(argv: Sequence[str]) -> None:
         console.print(line, style="dim", markup=False)
 
     with bad_input_exits():
-        check_output(_PROGRAMS.value)
-        check_output(_MARKDOWN.value)
+        check_outputs(_PROGRAMS.value, _MARKDOWN.value)
         kept = Kept(_PROGRAMS.value, _COMPILE_AT_MOST.value)
         try:
             tables = [make(kept, progress) for make in (decode_table, train_table)]

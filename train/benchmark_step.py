@@ -20,7 +20,7 @@ from absl import app, flags
 from flexdraft_jax.checkpoints.hf import load_target
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
 from flexdraft_jax.models.attention import BACKENDS
 from flexdraft_jax.models.target import Target, init_target
@@ -67,8 +67,7 @@ def main(argv: Sequence[str]) -> None:
     compute_dtype: Any = _COMPUTE_DTYPE.value
     attention: Any = _ATTENTION.value
     with bad_input_exits():
-        check_output(_JSON.value)
-        check_output(_MARKDOWN.value)
+        check_outputs(_JSON.value, _MARKDOWN.value)
         settings = StepBenchmarkSettings(
             DraftConfig(_DRAFT_LAYERS.value, _BLOCK_SIZE.value, _CALIBRATION_RANK.value),
             batch_size=_BATCH_SIZE.value,

@@ -10,7 +10,7 @@ from absl import app, flags
 
 from flexdraft_jax.data.corpus import DOMAINS, conversation_lines, parse_domains
 from flexdraft_jax.data.held_out import held_out_prompts, write_prompts
-from flexdraft_jax.evaluation.loading import bad_input_exits
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs
 
 _DOMAINS = flags.DEFINE_list("domains", list(DOMAINS), "Kinds of prompts.")
 _COUNT = flags.DEFINE_integer("count", 2400, "Lines to write, split over the domains.")
@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     with bad_input_exits():
         domains = parse_domains(_DOMAINS.value)
         output.parent.mkdir(parents=True, exist_ok=True)
+        check_outputs(output)
         if _HELD_OUT.value:
             share = _COUNT.value // len(domains)
             prompts = [prompt for domain in domains for prompt in held_out_prompts(domain, share)]

@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs
 from flexdraft_jax.planning.plans import TrainPlan, plan_train
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import load_config
@@ -44,8 +44,7 @@ def main(argv: Sequence[str]) -> None:
         console.print(line, style="dim", markup=False)
 
     with bad_input_exits():
-        check_output(_JSON.value)
-        check_output(_MARKDOWN.value)
+        check_outputs(_JSON.value, _MARKDOWN.value)
         plan = TrainPlan(
             target=_TARGET.value,
             topology=_TOPOLOGY.value,

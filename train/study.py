@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from flexdraft_jax.data.prepared import load_prepared
 from flexdraft_jax.evaluation.highlight import make_console
-from flexdraft_jax.evaluation.loading import bad_input_exits, check_output, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, load_models
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import load_config
 from flexdraft_jax.training.preemption import stopping_exits
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax reports every rename.
     console = make_console()
     with bad_input_exits(), stopping_exits():
-        check_output(_MARKDOWN.value)
+        check_outputs(_MARKDOWN.value)
         if not all(seed.isdecimal() for seed in _SEEDS.value):
             raise ValueError(f"seeds={','.join(_SEEDS.value)}: must be whole numbers")
         models = load_models(_TARGET.value)

@@ -153,7 +153,7 @@ def encode_prompt(
     """Encodes messages up to where the assistant's next response begins.
 
     Raises:
-      ValueError: the template refuses the messages.
+      ValueError: the template refuses the messages, or fails on them.
     """
     return _tokens(tokenizer, _render(tokenizer, messages, True, template_kwargs))
 
@@ -189,7 +189,7 @@ def parse_template_kwargs(text: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise ValueError(
@@ -256,8 +256,10 @@ def _render(
             tokenize=False,
             **(template_kwargs or {}),
         )
-    except (TemplateError, TypeError) as error:  # The latter of a variable that it can't use.
+    except TemplateError as error:
         raise ValueError(f"the chat template refuses the messages: {error}") from error
+    except Exception as error:  # Of what it computes with them, or with its variables.
+        raise ValueError(f"the chat template fails on the messages: {error!r}") from error
     assert isinstance(text, str)  # one conversation in, one text out
     return text
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
-from flexdraft_jax.checkpoints.safetensors import require_local
+from flexdraft_jax.checkpoints.safetensors import read_json, require_local
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.processes import to_host
 
@@ -53,13 +53,13 @@ def check_recorded(path: Path, settings: dict[str, Any]) -> None:
     """Records what work was begun with, or checks that it goes on with the same.
 
     Raises:
-      ValueError: the file at `path` says otherwise.
+      ValueError: the file at `path` says otherwise, or is damaged.
     """
     if not path.exists():
         write_json(path, settings)
         return
-    before = json.loads(path.read_text())
-    different = [name for name in settings if before.get(name) != settings[name]]
+    before = read_settings(path)
+    different = [name for name, value in settings.items() if not _is_same(before.get(name), value)]
     if different:
         raise ValueError(
             f"{path} belongs to something else: "
@@ -71,6 +71,31 @@ def check_recorded(path: Path, settings: dict[str, Any]) -> None:
             )
             + "; choose another output, or remove all that this one has left"
         )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What work was begun with.
+
+    Raises:
+      ValueError: the file at `path` is damaged.
+    """
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; restore it, or choose another output: this one was begun with settings "
+            "that nobody knows"
+        ) from error
+
+
+def _is_same(before: Any, value: Any) -> bool:
+    # As they are in JSON: NaN there is equal to NaN, and a tuple to a list.
+    return before == value or json.dumps(before) == json.dumps(value)
+
+
+def settings_path(output: Path) -> Path:
+    """Where it is recorded what a file is made with."""
+    return output.with_name(f"{output.name}.settings.json")
 
 
 def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] = ()) -> None:
@@ -85,7 +110,7 @@ def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] =
       ValueError: the file was begun with other settings, or is some other file.
     """
     require_local(output)
-    recorded = output.with_name(f"{output.name}.settings.json")
+    recorded = settings_path(output)
     # Asked in this order, as another process may begin just now: with its settings.
     begun = [path for path in (output, *parts) if path.exists()]
     if begun and not recorded.exists():

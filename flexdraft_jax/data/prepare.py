@@ -28,6 +28,7 @@ from flexdraft_jax.data.encoded import encode_lines, load_chunk
 from flexdraft_jax.data.fingerprints import (
     check_recorded,
     file_digest,
+    read_settings,
     tokenizer_fingerprint,
     write_json,
 )
@@ -163,7 +164,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     if recorded.exists() and not (output / "prepared.json").exists():
         # Until the build is whole, it is open how many prompts are held out.
-        before = json.loads(recorded.read_text())
+        before = read_settings(recorded)
         write_json(recorded, {**before, "held_out": settings["held_out"]})
     check_recorded(recorded, settings)
 

@@ -20,10 +20,10 @@ from flexdraft_jax.decoding.memory import Work, check_memory, memory_limit, plan
 from flexdraft_jax.decoding.program import choose_program, groups_at
 from flexdraft_jax.decoding.requests import (
     Request,
+    at_least_one,
     check_models,
     check_request,
     check_settings,
-    integer,
 )
 from flexdraft_jax.decoding.rounds import READING_ROWS, Answer, Rounds, Update
 from flexdraft_jax.decoding.sharing import NOBODY, check_mesh
@@ -91,11 +91,11 @@ class DecodeEngine:
             TypeError: an argument of the wrong kind.
         """
         check_models(target, draft)
-        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.batch_size = at_least_one("batch_size", batch_size)
         mesh = check_mesh(target, draft, mesh)
         if mesh is not None:
             _check_rows(mesh, self.batch_size)
-        self._chunk = None if prompt_chunk is None else _at_least_one("prompt_chunk", prompt_chunk)
+        self._chunk = None if prompt_chunk is None else at_least_one("prompt_chunk", prompt_chunk)
         self.sampling = sampling
         self._progress = progress
         self._target = target
@@ -117,7 +117,7 @@ class DecodeEngine:
             mesh=mesh,
         )
         positions = target.config.max_position_embeddings
-        length = positions if max_length is None else _at_least_one("max_length", max_length)
+        length = positions if max_length is None else at_least_one("max_length", max_length)
         if length > positions:
             raise ValueError(
                 f"max_length={length}: must be at most the target's "
@@ -154,7 +154,7 @@ class DecodeEngine:
             ValueError: `steps_per_update` under 1, at the call; or as `run`.
             TypeError: the same.
         """
-        return self._updates(requests, _at_least_one("steps_per_update", steps_per_update))
+        return self._updates(requests, at_least_one("steps_per_update", steps_per_update))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Yields answers as they are finished, which need not be the order of the requests.
@@ -252,10 +252,3 @@ def _check_rows(mesh: Mesh, batch_size: int) -> None:
             "make_mesh(..., devices=jax.local_devices())"
         )
     row_sharding(mesh, batch_size)
-
-
-def _at_least_one(field: str, value: int) -> int:
-    value = integer(field, value)
-    if value < 1:
-        raise ValueError(f"{field}={value}: must be at least 1")
-    return value

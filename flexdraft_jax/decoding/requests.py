@@ -130,7 +130,11 @@ def _checked(config: TargetConfig, fields: Mapping[str, tuple[str, Any]]) -> Req
         max_new_tokens=budget,
         confidence_threshold=_number(*fields["confidence_threshold"], *share),
         stop_token_ids=_tokens(config, stops_name, stops),
-        temperature=_number(*fields["temperature"], "0 or more", lambda x: x >= 0),
+        temperature=_number(
+            *fields["temperature"],
+            f"0 or more, and at most {_LARGEST_FLOAT:.4g}",
+            lambda x: 0 <= x <= _LARGEST_FLOAT,
+        ),
         top_k=_count(*fields["top_k"]),
         top_p=_number(*fields["top_p"], "above 0 and at most 1", lambda x: 0 < x <= 1),
         min_p=_number(*fields["min_p"], *share),
@@ -186,11 +190,16 @@ def block_size_of(draft: Draft | None, schedule: str, block_size: int | None) ->
     return draft.config.block_size if block_size is None else block_size
 
 
+# Of float32, as Python's own: one of NumPy's would round what it is compared with.
+_SMALLEST_FLOAT = float(np.finfo(np.float32).tiny)
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
+# That devices count to.
+_LARGEST = 2**31 - 1
 # Keys of random streams are made of 32-bit numbers.
 _LARGEST_SEED = 2**32 - 1
 
 
-def _count(name: str, value: Any, largest: int = 2**31 - 1) -> int:
+def _count(name: str, value: Any, largest: int = _LARGEST) -> int:
     """An integer of 0..`largest`."""
     number = integer(name, value)
     if not 0 <= number <= largest:
@@ -200,14 +209,16 @@ def _count(name: str, value: Any, largest: int = 2**31 - 1) -> int:
 
 
 def _number(name: str, value: Any, right: str, is_right: Callable[[float], bool]) -> float:
-    """A finite number."""
+    """A finite number, also one of an array's."""
+    if hasattr(value, "__array__") and np.ndim(value) == 0:
+        value = np.asarray(value).item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r}: must be a number")
     try:
         number = float(value)
     except OverflowError:  # An integer of hundreds of digits.
         number = math.inf
-    if abs(number) < np.finfo(np.float32).tiny:
+    if abs(number) < _SMALLEST_FLOAT:
         number = 0.0  # As it is to devices.
     if not (math.isfinite(number) and is_right(number)):
         raise ValueError(f"{name}={value}: must be {right}")
@@ -244,6 +255,14 @@ def integer(field: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{field}={value!r}: must be an integer") from None
+
+
+def at_least_one(field: str, value: Any) -> int:
+    """The value as an int; ValueError or TypeError that names the field if it is out of range."""
+    number = integer(field, value)
+    if not 1 <= number <= _LARGEST:
+        raise ValueError(f"{field}={number}: must be at least 1 and at most {_LARGEST}")
+    return number
 
 
 def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:

@@ -13,12 +13,11 @@ a run that was killed goes on behind the last whole answer. While it runs, the o
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,11 +36,12 @@ from flexdraft_jax.data.conversations import (
 from flexdraft_jax.data.fingerprints import (
     claim_output,
     file_digest,
+    settings_path,
     target_fingerprint,
     tokenizer_fingerprint,
 )
 from flexdraft_jax.decoding.engine import DecodeEngine
-from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.requests import Request, integer
 from flexdraft_jax.decoding.rounds import Answer
 from flexdraft_jax.decoding.rows import logits_are_nan
 from flexdraft_jax.evaluation.file_stats import (
@@ -52,11 +52,17 @@ from flexdraft_jax.evaluation.file_stats import (
 )
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.measure import decode_text
-from flexdraft_jax.evaluation.request_lines import LineSettings, read_request
+from flexdraft_jax.evaluation.request_lines import (
+    OWN_SETTINGS,
+    LineSettings,
+    read_request,
+)
+from flexdraft_jax.parallel.locks import locked
 
 Record = dict[str, Any]
 
 _MAX_ERROR_CHARACTERS = 300
+_MAX_ID_DEPTH = 100  # What is near to Python's own limit may be read and then not written.
 _PLAIN_SECONDS = 20.0  # A log file gets a line this often; a terminal is renewed all the time.
 
 
@@ -84,8 +90,10 @@ def decode_file(
         Counts of all lines, those of earlier runs too.
 
     Raises:
-        ValueError: `path` is a pipe or a folder; `output` was begun with other settings, is some
-            other file, or is being written by another run.
+        ValueError: `path` is a pipe or a folder; a setting is wrong for every line; `output` was
+            begun with other settings, is some other file or a damaged one, or is being written by
+            another run.
+        TypeError: a setting is of the wrong kind.
         FileNotFoundError: there is no file at `path`.
     """
     if os.path.exists(path) and not os.path.isfile(path):
@@ -93,8 +101,7 @@ def decode_file(
             f"input={os.fspath(path)!r}: must be a regular file, as it is read more than once; "
             "write to a file first what comes from elsewhere"
         )
-    # What is wrong with the settings is wrong with every line.
-    engine.check(read_request({"token_ids": [0]}, 0, models, settings))
+    settings = _checked_settings(models, engine, settings)
     output = Path(output)
     recorded = {
         "input": file_digest(path),
@@ -108,11 +115,16 @@ def decode_file(
     del recorded["confidence_threshold"]  # As with the draft, answers are as good with another.
     stats = stats_path(output)
     claim_output(output, recorded, [stats])
-    with _locked(output), _OrderedFiles(path, output, stats) as files:
+    with locked(output, f"output={str(output)!r}"), _OrderedFiles(path, output, stats) as files:
         lines = itertools.islice(enumerate(read_lines(path)), files.num_lines, None)
         with _Progress(console, files.num_lines, count_lines(path)) as progress:
             _decode_lines(lines, models, engine, settings, files, progress)
     return summarise(stats)
+
+
+def files_of(output: Path) -> list[Path]:
+    """All that is written for the answers."""
+    return [output, stats_path(output), settings_path(output)]
 
 
 def stats_path(output: Path) -> Path:
@@ -120,21 +132,21 @@ def stats_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.stats.jsonl")
 
 
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keeps other runs away from the file, which is made if need be.
+def _checked_settings(models: Models, engine: DecodeEngine, settings: LineSettings) -> LineSettings:
+    """The settings in their usual types.
 
     Raises:
-        ValueError: one is at work on it.
+        ValueError: they are wrong for every line that does not say otherwise.
+        TypeError: the same.
     """
-    with output.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"output={str(output)!r}: another run is writing this file") from error
-        except OSError:
-            pass  # A file system without locks.
-        yield
+    budget = integer("max_new_tokens", settings.max_new_tokens)
+    if budget >= engine.max_length:
+        raise ValueError(
+            f"max_new_tokens={budget}: must be under max_length={engine.max_length}, which prompt "
+            "and answer share"
+        )
+    request = engine.check(read_request({"token_ids": [0]}, 0, models, settings))
+    return dataclasses.replace(settings, **{name: getattr(request, name) for name in OWN_SETTINGS})
 
 
 @dataclasses.dataclass
@@ -166,7 +178,7 @@ def _decode_lines(
     taken: dict[int, _Line] = {}
 
     def fail(line: _Line, error: str) -> None:
-        record = {"line": line.number, **line.label, "error": error[:_MAX_ERROR_CHARACTERS]}
+        record = {"line": line.number, **line.label, "error": _shortened(error)}
         files.put(line.place, record, {"line": line.number, "finish_reason": "error"})
         progress.finished(None)
 
@@ -208,29 +220,70 @@ def _checked_id(value: Any) -> Any:
     Raises:
         ValueError: it can't.
     """
+    level = [value]
+    for _ in range(_MAX_ID_DEPTH):
+        level = [x for one in level if isinstance(one, list | dict) for x in _members(one)]
+    if level:
+        raise ValueError(f"id: must be nested at most {_MAX_ID_DEPTH} deep")
     try:
         json.dumps(value, allow_nan=False)
-    except RecursionError as error:
-        raise ValueError("id: nested too deep") from error
     except ValueError as error:
         raise ValueError("id: must be standard JSON, which has no NaN and no infinity") from error
     return value
 
 
-def _check_written(written: Path, path: str | os.PathLike[str]) -> None:
+def _members(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _shortened(error: str) -> str:
+    """The begin of an error, which says what is wrong, and its end, which says what is right."""
+    if len(error) <= _MAX_ERROR_CHARACTERS:
+        return error
+    half = (_MAX_ERROR_CHARACTERS - len(" ... ")) // 2
+    return f"{error[:half]} ... {error[-half:]}"
+
+
+def _check_written(
+    written: Path, path: str | os.PathLike[str], read: Callable[[Record], object]
+) -> None:
     """Checks that each line of a file is about the same line of the input, as it was written.
+
+    Args:
+        written: the file; it need not be there.
+        path: of the input.
+        read: what a record must be fit for.
 
     Raises:
         ValueError: one is not; what else is in the file must not be overwritten.
     """
+    numbers = (number for number, _ in read_lines(path))
     with contextlib.suppress(FileNotFoundError), written.open("rb") as file:
-        for place, (record, (number, _)) in enumerate(zip(file, read_lines(path), strict=False)):
+        for place, record in enumerate(file, 1):
+            number = next(numbers, None)
+            if number is None:
+                raise ValueError(
+                    f"{written}: has {place + sum(1 for _ in file)} lines: must be at most the "
+                    f"{place - 1} of the input; restore the file, or move it away"
+                )
             begin = b'{"line": %d,' % number
             if record[: len(begin)] != begin[: len(record)]:  # The last one may be torn.
                 raise ValueError(
-                    f"{written}: its line {place + 1} is not what was written there; "
+                    f"{written}: its line {place} is not what was written there; "
                     "restore the file, or move it away"
                 )
+            try:
+                if record.endswith(b"\n"):
+                    read(json.loads(record))
+            except _NOT_A_RECORD as error:
+                raise ValueError(
+                    f"{written}: its line {place} is damaged ({type(error).__name__}: {error}); "
+                    "restore the file, or cut it off before this line: a run goes on from there"
+                ) from error
+
+
+# What reading something else as a record may raise.
+_NOT_A_RECORD = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class _OrderedFiles:
@@ -249,10 +302,11 @@ class _OrderedFiles:
             stats: of them. Where some are missing, what the answers say is taken.
 
         Raises:
-            ValueError: a file holds something else.
+            ValueError: a file holds something else, or is damaged.
         """
+        _check_written(output, path, lambda record: FileSummary().add(stats_of_record(record)))
+        _check_written(stats, path, FileSummary().add)
         for written in (output, stats):
-            _check_written(written, path)
             keep_whole_lines(written)
         self.num_lines = sum(1 for _ in whole_lines(output))
         keep_whole_lines(stats, self.num_lines)
@@ -330,7 +384,7 @@ class _Progress:
             self._num_steps += len(answer.acceptance_lengths)
             self._num_emitted += sum(answer.acceptance_lengths)
         now = time.monotonic()
-        speed = self._num_tokens / (now - self._start)
+        speed = self._num_tokens / max(now - self._start, 1e-9)  # Clocks tick in milliseconds.
         tau = self._num_emitted / max(1, self._num_steps)
         text = f"{speed:,.0f} tokens/s  tau {tau:.2f}"
         self._bar.update(self._task, advance=1, description=text)

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
+from matplotlib.backend_bases import FigureCanvasBase
 from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.assets import load_default
@@ -67,10 +68,34 @@ def load_models(
     return Models(target, draft, load_tokenizer(target_directory), name)
 
 
-def check_output(path: str | None) -> None:
-    """Raises ValueError where a file could not be written, before anything is measured for it."""
-    if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
-        raise ValueError(f"{path}: there is no directory {pathlib.Path(path).parent}")
+def check_outputs(
+    *paths: str | os.PathLike[str] | None, others: Sequence[str | os.PathLike[str]] = ()
+) -> None:
+    """Finds what keeps files from being written, before anything is measured for them.
+
+    Args:
+        paths: of the files; None is no file.
+        others: that must not be overwritten.
+
+    Raises:
+        ValueError: one has no directory, is a directory, or is another one of all these.
+    """
+    taken = {pathlib.Path(other).resolve() for other in others}
+    for path in (pathlib.Path(path) for path in paths if path is not None):
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: there is no directory {path.parent}")
+        if path.is_dir():
+            raise ValueError(f"{path}: must be a file, and is a directory")
+        if path.resolve() in taken and (path.is_file() or not path.exists()):
+            raise ValueError(f"{path}: must be a file of its own, and is another one of this run")
+        taken.add(path.resolve())
+
+
+def check_plot(path: str | None) -> None:
+    """Raises ValueError for a file whose ending names no kind of picture."""
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path is not None and pathlib.Path(path).suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"{path}: must end in one of .{', .'.join(sorted(known))}")
 
 
 def integers(flag: str, values: Sequence[str], smallest: int = 1) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
     OUTPUT.part-00000-of-00002.input    the process's share; lines of the others are empty
     OUTPUT.part-00000-of-00002          its answers, and beside them what `decode_file` writes
+    OUTPUT.lock                         locked while a run writes any of these
     OUTPUT, OUTPUT.stats.jsonl          joined from the parts of all, in the order of the input
 
 No process waits for another one before all are done. Parts stay: a run that is started again with
@@ -24,6 +25,7 @@ from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
 from flexdraft_jax.evaluation.file_stats import FileSummary, summarise
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.request_lines import LineSettings
+from flexdraft_jax.parallel.locks import locked_by_main
 from flexdraft_jax.parallel.processes import is_main, main_first
 
 _PIECE_BYTES = 2**20  # Of a line, however long it is.
@@ -40,7 +42,8 @@ def decode_together(
     """`decode_file` on all processes, which call this alike; on one it is the same.
 
     Raises:
-        ValueError: as `decode_file`, or `output` was begun with another number of processes.
+        ValueError: as `decode_file`, or `output` was begun with another number of processes, or is
+            being written by another run.
         FileNotFoundError: there is no file at `path`.
     """
     index, count = jax.process_index(), jax.process_count()
@@ -48,13 +51,14 @@ def decode_together(
         return decode_file(path, output, models, engine, settings, console)
     output = Path(output)
     claim_output(output, {"input": file_digest(path), "processes": count})
-    share = write_share(path, output, index, count)
-    decode_file(share, part_path(output, index, count), models, engine, settings, console)
-    multihost_utils.sync_global_devices("decode_file: parts")
-    with main_first("decode_file: joined"):
-        if is_main():
-            join_parts(output, count)
-    return summarise(stats_path(output))
+    with locked_by_main(output.with_name(f"{output.name}.lock"), f"output={str(output)!r}"):
+        share = write_share(path, output, index, count)
+        decode_file(share, part_path(output, index, count), models, engine, settings, console)
+        multihost_utils.sync_global_devices("decode_file: parts")
+        with main_first("decode_file: joined"):
+            if is_main():
+                join_parts(output, count)
+        return summarise(stats_path(output))
 
 
 def write_share(path: str | os.PathLike[str], output: Path, index: int, count: int) -> Path:

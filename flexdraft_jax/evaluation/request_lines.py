@@ -18,7 +18,7 @@ from flexdraft_jax.evaluation.generation import encode_prompt
 from flexdraft_jax.evaluation.loading import Models
 
 _PROMPTS = ("prompt", "messages", "token_ids")
-_OWN_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+OWN_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_request(
     Raises:
         ValueError: a prompt that can't be encoded.
     """
-    own = {name: fields.get(name, getattr(settings, name)) for name in _OWN_SETTINGS}
+    own = {name: fields.get(name, getattr(settings, name)) for name in OWN_SETTINGS}
     return Request(
         prompt=_prompt(fields, models, settings),
         confidence_threshold=settings.confidence_threshold,

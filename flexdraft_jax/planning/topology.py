@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import importlib.util
 import math
@@ -18,6 +17,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from flexdraft_jax.parallel.locks import take_lock
 from flexdraft_jax.parallel.mesh import parse_mesh
 
 # What the cloud calls a slice of each generation: v5p counts cores, of which a chip has two.
@@ -109,10 +109,10 @@ def slice_mesh(of: Slice, sizes: str) -> Mesh:
 @functools.cache  # The file stays open, and the lock is held, until this process ends.
 def _libtpu_alone() -> IO[str]:
     """Waits until no other process uses libtpu for this: two at once would abort."""
-    file = (Path(tempfile.gettempdir()) / "flexdraft_jax_libtpu.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    # One for each user: nobody may write another's.
+    name = f"flexdraft_jax_libtpu_{os.getuid()}.lock"
+    file = (Path(tempfile.gettempdir()) / name).open("w")
+    if not take_lock(file):
         print("another process compiles for a TPU: waiting for it", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        take_lock(file, wait=True)
     return file

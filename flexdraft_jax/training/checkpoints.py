@@ -2,6 +2,7 @@
 
 A run's working directory holds
 
+    lock                      locked while a run is at work
     config.json               what it was started with; a resume must bring the same
     metrics.jsonl             one line per logged step
     checkpoints/STEP/         params, optimizer, data position, metrics and record of one step
@@ -21,7 +22,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +32,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from flexdraft_jax.checkpoints.safetensors import require_local
+from flexdraft_jax.checkpoints.safetensors import read_json, require_local
 from flexdraft_jax.data.fingerprints import write_json
+from flexdraft_jax.parallel.locks import locked_by_main
 from flexdraft_jax.parallel.processes import is_main
 from flexdraft_jax.training.checksums import fault, set_damaged_aside, steps, write_checksums
 from flexdraft_jax.training.optimizer import Params, TrainState
@@ -218,6 +220,19 @@ def load_best(directory: Path, params: Params) -> Saved:
         return Saved(step, restored["params"], metrics[step], record["provenance"], damaged)
 
 
+def lock_work_dir(work_dir: Path) -> AbstractContextManager[None]:
+    """Keeps other runs out of a working directory, which is made if need be.
+
+    On several processes, all of them call it alike.
+
+    Raises:
+        ValueError: another run is at work there, or the path is a URL.
+    """
+    require_local(work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return locked_by_main(work_dir / "lock", f"work_dir={str(work_dir)!r}")
+
+
 def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str, Any]:
     """Creates the working directory, or checks that it belongs to the same run.
 
@@ -240,9 +255,9 @@ def prepare_work_dir(work_dir: Path, config: Any, **provenance: str) -> dict[str
     # Before the first checkpoint there is nothing that another configuration could spoil.
     if recorded.exists() and steps(work_dir / "checkpoints"):
         try:
-            found = json.loads(recorded.read_text())
+            found = read_json(recorded)
         except ValueError as error:
-            raise ValueError(f"{recorded} is damaged ({error}): choose another work_dir") from error
+            raise ValueError(f"{error}; restore it, or choose another work_dir") from error
         there, here = _leaves(found), _leaves(wanted)
         different = [
             name

@@ -19,7 +19,7 @@ from flexdraft_jax.models.draft import Draft, draft_shardings, init_draft
 from flexdraft_jax.models.target import Target, spread_target
 from flexdraft_jax.parallel.mesh import mesh_of
 from flexdraft_jax.parallel.processes import main_first
-from flexdraft_jax.training.checkpoints import prepare_work_dir
+from flexdraft_jax.training.checkpoints import lock_work_dir, prepare_work_dir
 from flexdraft_jax.training.config import DraftEvalConfig, TrainDraftConfig
 from flexdraft_jax.training.distributed import batch_share, place_state
 from flexdraft_jax.training.draft_step import make_draft_step
@@ -51,8 +51,9 @@ def train_draft(
         The drafter after the last step, spread over the mesh; the best one may be another.
 
     Raises:
-        ValueError: `work_dir` holds a run with another configuration, target or data, the drafter
-            does not fit the target, or the data is of another tokenizer or holds no prompts out.
+        ValueError: `work_dir` holds a run with another configuration, target or data, or another
+            run is at work there; the drafter does not fit the target, or the data is of another
+            tokenizer or holds no prompts out.
         TrainingDiverged: the loss became NaN or infinite.
         TrainingStopped: a signal ended the run early; the last step is saved.
     """
@@ -86,30 +87,31 @@ def train_draft(
     )
     evaluate = make_tau(config.eval, spread, draft.config, tokenizer, prepared.held_out)
     fingerprint = target_fingerprint(target)
-    with main_first("the working directory is prepared"):
-        provenance = prepare_work_dir(
-            work_dir, config, target=fingerprint, data=prepared.fingerprint
-        )
-    trained = fit(
-        state,
-        step_fn,
-        rows,
-        mesh=mesh,
-        batch_size=config.train.batch_size,
-        total_steps=config.train.steps,
-        config=config.loop,
-        work_dir=work_dir,
-        provenance=provenance,
-        evaluate=evaluate,
-        score=mean_tau,
-        step_flops=draft_step_flops(
-            target.config,
-            draft.config,
+    with lock_work_dir(work_dir):
+        with main_first("the working directory is prepared"):
+            provenance = prepare_work_dir(
+                work_dir, config, target=fingerprint, data=prepared.fingerprint
+            )
+        trained = fit(
+            state,
+            step_fn,
+            rows,
+            mesh=mesh,
             batch_size=config.train.batch_size,
-            length=prepared.sequence_length,
-            anchors=config.anchors,
-        ),
-    )
+            total_steps=config.train.steps,
+            config=config.loop,
+            work_dir=work_dir,
+            provenance=provenance,
+            evaluate=evaluate,
+            score=mean_tau,
+            step_flops=draft_step_flops(
+                target.config,
+                draft.config,
+                batch_size=config.train.batch_size,
+                length=prepared.sequence_length,
+                anchors=config.anchors,
+            ),
+        )
     return Draft(draft.config, trained.params)
 
 

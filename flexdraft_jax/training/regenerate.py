@@ -5,6 +5,7 @@ worth more than any other part of the recipe. Several processes share the lines 
 
     OUTPUT.settings.json            what the responses depend on; a second run must bring the same
     OUTPUT.part-00000-of-00002      finished lines of one process, as they come
+    OUTPUT.lock                     locked while a run writes any of these
     OUTPUT.rejected.jsonl           lines that can't be answered, with their reasons
     OUTPUT.report.json              what became of the lines
     OUTPUT                          written last, in the order of the input
@@ -34,6 +35,7 @@ from flexdraft_jax.data.fingerprints import (
     write_json,
 )
 from flexdraft_jax.data.prepare import Track
+from flexdraft_jax.parallel.locks import locked_by_main
 from flexdraft_jax.parallel.processes import is_main, main_first
 from flexdraft_jax.training.progress import track as show_progress
 from flexdraft_jax.training.rewriting import Record, Writer, answer_lines
@@ -110,18 +112,20 @@ def regenerate(
         track: shows progress.
 
     Raises:
-        ValueError: `output` was begun with other settings, or no line can be answered.
+        ValueError: `output` was begun with other settings, or is being written by another run, or
+            no line can be answered.
         FileNotFoundError: there is no file at `path`.
     """
     path, output = Path(path), Path(output)
     report = _beside(output, "report.json")
     begin(path, output, writer)
-    if not output.exists():
-        write_part(path, output, writer, jax.process_index(), jax.process_count(), track)
-        multihost_utils.sync_global_devices("regenerate: parts")
-        with main_first("regenerate: merged"):
-            if is_main():
-                merge_parts(path, output)
+    with locked_by_main(_beside(output, "lock"), f"output={str(output)!r}"):
+        if not output.exists():
+            write_part(path, output, writer, jax.process_index(), jax.process_count(), track)
+            multihost_utils.sync_global_devices("regenerate: parts")
+            with main_first("regenerate: merged"):
+                if is_main():
+                    merge_parts(path, output)
     return RegenerateReport(**json.loads(report.read_text()))
 
 
@@ -165,7 +169,7 @@ def write_part(
     """
     part = _beside(output, f"part-{process_index:05d}-of-{process_count:05d}")
     keep_whole_lines(part)
-    done = {number for other in _parts(output) for number in _numbers(other)}
+    done = {number for other in _parts(output) for number, _ in _places(other)}
 
     def mine(number: int) -> bool:
         return number % process_count == process_index
@@ -185,14 +189,11 @@ def merge_parts(path: Path, output: Path) -> RegenerateReport:
     """Writes the lines of all parts in the order of the input, and removes the parts.
 
     Raises:
-        ValueError: lines are missing, or none was answered.
+        ValueError: lines are missing or damaged, or none was answered.
     """
     places: dict[int, tuple[Path, int]] = {}
     for part in _parts(output):
-        offset = 0
-        for line in whole_lines(part):
-            places[_number(line)] = (part, offset)
-            offset += len(line)
+        places |= {number: (part, offset) for number, offset in _places(part)}
     wanted = [number for number, _ in read_lines(path)]
     missing = len(set(wanted) - places.keys())
     if missing:
@@ -225,16 +226,30 @@ def _parts(output: Path) -> list[Path]:
     return sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*-of-*"))
 
 
-def _numbers(part: Path) -> Iterator[int]:
-    return map(_number, whole_lines(part))
-
-
-def _number(record: bytes) -> int:
-    """The line that a record is of, without reading all of the record."""
-    return int(record[len(b'{"line":') : record.index(b",")])
+def _places(part: Path) -> Iterator[tuple[int, int]]:
+    """The line that each record is of, without reading all of the record, and where it begins."""
+    offset = 0
+    for record in whole_lines(part):
+        try:
+            yield int(record[len(b'{"line":') : record.index(b",")]), offset
+        except ValueError as error:
+            raise _damaged(part, offset) from error
+        offset += len(record)
 
 
 def _read_at(part: Path, offset: int) -> Record:
     with part.open("rb") as file:
         file.seek(offset)
-        return json.loads(file.readline())
+        try:
+            return json.loads(file.readline())
+        except ValueError as error:
+            raise _damaged(part, offset) from error
+
+
+def _damaged(part: Path, offset: int) -> ValueError:
+    with part.open("rb") as file:
+        place = file.read(offset).count(b"\n") + 1
+    return ValueError(
+        f"{part}: its line {place} is damaged; restore the file, or take this line out of it, and "
+        "it is written again"
+    )

@@ -17,7 +17,12 @@ from flexdraft_jax.data.chat import EncodedTurn, Message, encode_prompt
 from flexdraft_jax.data.conversations import Document, PlainText, parse_line, reject
 from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
 from flexdraft_jax.decoding.batch import start
-from flexdraft_jax.decoding.requests import block_size_of, check_requests, check_settings
+from flexdraft_jax.decoding.requests import (
+    at_least_one,
+    block_size_of,
+    check_requests,
+    check_settings,
+)
 from flexdraft_jax.decoding.sizes import bucket, sizes_of
 from flexdraft_jax.evaluation.measure import decode_text
 from flexdraft_jax.models.draft import Draft
@@ -50,8 +55,7 @@ class Writer:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+            at_least_one(name, getattr(self, name))
         check_settings(self.target, self.draft, self.schedule, None, "cumulative_product")
 
 

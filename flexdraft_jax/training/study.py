@@ -23,7 +23,7 @@ from flexdraft_jax.evaluation.measure import answer_prompts
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
-from flexdraft_jax.training.checkpoints import prepare_work_dir
+from flexdraft_jax.training.checkpoints import lock_work_dir, prepare_work_dir
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.config_files import apply_overrides
 from flexdraft_jax.training.draft_loop import train_draft
@@ -90,7 +90,7 @@ def run_study(
 
     Raises:
         ValueError: an unknown recipe, a run of `work_dir` with another configuration, target or
-            data, or as `train_draft`.
+            data, another study at work there, or as `train_draft`.
     """
     unknown = [name for name in recipes if name not in RECIPES]
     if unknown or not recipes or not seeds:
@@ -100,19 +100,20 @@ def run_study(
         )
     fingerprint = target_fingerprint(target)
     results: dict[str, list[Result]] = {name: [] for name in recipes}
-    for seed in seeds:  # All recipes of one seed first: a study that is cut short can be read.
-        for name in recipes:
-            directory = work_dir / name / f"seed_{seed}"
-            recorded = directory / _RESULT
-            config = apply_overrides(base, [*RECIPES[name], f"seed={seed}"])
-            # Of a finished run too: its numbers would stand in the table for another's.
-            prepare_work_dir(directory, config, target=fingerprint, data=prepared.fingerprint)
-            if not recorded.exists():
-                say(f"{name}, seed {seed}")
-                draft = train_draft(config, target, tokenizer, prepared, directory)
-                measured = _measure(config, target, draft, tokenizer, prepared)
-                write_json(recorded, measured)
-            results[name].append(json.loads(recorded.read_text()))
+    with lock_work_dir(work_dir):
+        for seed in seeds:  # All recipes of one seed first: a study that is cut short can be read.
+            for name in recipes:
+                directory = work_dir / name / f"seed_{seed}"
+                recorded = directory / _RESULT
+                config = apply_overrides(base, [*RECIPES[name], f"seed={seed}"])
+                # Of a finished run too: its numbers would stand in the table for another's.
+                prepare_work_dir(directory, config, target=fingerprint, data=prepared.fingerprint)
+                if not recorded.exists():
+                    say(f"{name}, seed {seed}")
+                    draft = train_draft(config, target, tokenizer, prepared, directory)
+                    measured = _measure(config, target, draft, tokenizer, prepared)
+                    write_json(recorded, measured)
+                results[name].append(json.loads(recorded.read_text()))
     return results
 
 

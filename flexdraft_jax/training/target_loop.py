@@ -24,7 +24,7 @@ from flexdraft_jax.data.corpus import corpus_source
 from flexdraft_jax.data.pipeline import RowSource, row_loader
 from flexdraft_jax.models.target import Target, TargetModel, init_target, target_shardings
 from flexdraft_jax.parallel.mesh import make_mesh
-from flexdraft_jax.training.checkpoints import prepare_work_dir
+from flexdraft_jax.training.checkpoints import lock_work_dir, prepare_work_dir
 from flexdraft_jax.training.config import TrainTargetConfig
 from flexdraft_jax.training.distributed import place_state
 from flexdraft_jax.training.flops import target_step_flops
@@ -52,59 +52,61 @@ def train_target(config: TrainTargetConfig, work_dir: str | Path) -> Target:
         work_dir: for prepared data, checkpoints, metrics and the exported model.
 
     Raises:
-        ValueError: `work_dir` holds a run with another configuration.
+        ValueError: `work_dir` holds a run with another configuration, or another run is at work
+            there.
         TrainingDiverged: the loss became NaN or infinite.
     """
     work_dir = Path(work_dir)
     tokenizer = build_byte_tokenizer()
     target_config = config.model.build(len(tokenizer), (tokenizer.eos_token_id,))
     params = _first_params(config, target_config)
-    provenance = prepare_work_dir(work_dir, config)  # Behind all that may find a setting wrong.
-    rows = prepare_rows(
-        corpus_source(
-            tokenizer,
-            train_tokens=config.data.train_tokens,
-            held_out_tokens=config.data.held_out_tokens,
-            word_problem_share=config.data.word_problem_share,
-            drill_share=config.data.drill_share,
-            seed=config.data.seed,
-        ),
-        length=config.data.sequence_length,
-        data_dir=work_dir / "data",
-    )
-    batches = row_loader(rows["train"], batch_size=config.train.batch_size, seed=config.seed)
-
-    model = TargetModel(target_config)
-    optimizer = make_optimizer(config.train)
-    mesh = make_mesh()
-    state = fit(
-        place_state(
-            mesh,
-            first_state(params, optimizer),
-            target_shardings(target_config, mesh),
-        ),
-        make_target_step(model, optimizer, config.loss_on),
-        batches,
-        mesh=mesh,
-        batch_size=config.train.batch_size,
-        total_steps=config.train.steps,
-        config=config.loop,
-        work_dir=work_dir,
-        provenance=provenance,
-        evaluate=make_held_out_loss(
-            model, _held_out_batches(rows, config.train.batch_size), config.loss_on
-        ),
-        score=lambda losses: -float(np.mean(list(losses.values()))),
-        step_flops=target_step_flops(
-            target_config,
-            batch_size=config.train.batch_size,
+    with lock_work_dir(work_dir):  # Behind all that may find a setting wrong.
+        provenance = prepare_work_dir(work_dir, config)
+        rows = prepare_rows(
+            corpus_source(
+                tokenizer,
+                train_tokens=config.data.train_tokens,
+                held_out_tokens=config.data.held_out_tokens,
+                word_problem_share=config.data.word_problem_share,
+                drill_share=config.data.drill_share,
+                seed=config.data.seed,
+            ),
             length=config.data.sequence_length,
-        ),
-    )
-    target = Target(target_config, state.params)
-    export = work_dir / "export"
-    save_target(target, export, dtype=config.export_dtype)
-    tokenizer.save_pretrained(export)
+            data_dir=work_dir / "data",
+        )
+        batches = row_loader(rows["train"], batch_size=config.train.batch_size, seed=config.seed)
+
+        model = TargetModel(target_config)
+        optimizer = make_optimizer(config.train)
+        mesh = make_mesh()
+        state = fit(
+            place_state(
+                mesh,
+                first_state(params, optimizer),
+                target_shardings(target_config, mesh),
+            ),
+            make_target_step(model, optimizer, config.loss_on),
+            batches,
+            mesh=mesh,
+            batch_size=config.train.batch_size,
+            total_steps=config.train.steps,
+            config=config.loop,
+            work_dir=work_dir,
+            provenance=provenance,
+            evaluate=make_held_out_loss(
+                model, _held_out_batches(rows, config.train.batch_size), config.loss_on
+            ),
+            score=lambda losses: -float(np.mean(list(losses.values()))),
+            step_flops=target_step_flops(
+                target_config,
+                batch_size=config.train.batch_size,
+                length=config.data.sequence_length,
+            ),
+        )
+        target = Target(target_config, state.params)
+        export = work_dir / "export"
+        save_target(target, export, dtype=config.export_dtype)
+        tokenizer.save_pretrained(export)
     return target
 
 

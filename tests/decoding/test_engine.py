@@ -225,6 +225,7 @@ def test_something_else_than_a_request_is_refused(make):
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"batch_size": 10**20}, f"batch_size={10**20}: must be .* at most {2**31 - 1}"),
         ({"prompt_chunk": 0}, "prompt_chunk=0: must be at least 1"),
         ({"max_length": 0}, "max_length=0: must be at least 1"),
         ({"max_length": 257}, "max_length=257.*max_position_embeddings=256"),

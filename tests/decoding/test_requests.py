@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,6 +45,8 @@ def nothing_is_compiled():
         ({"top_p": 0}, r"top_p=0: must be above 0 and at most 1"),
         ({"top_p": 1e-40}, r"top_p=1e-40: must be above 0"),
         ({"temperature": 10**400}, r"temperature=10+: must be 0 or more"),
+        ({"temperature": 1e39}, r"temperature=1e\+39: must be 0 or more, and at most 3.403e\+38"),
+        ({"temperature": np.array([-1.0])}, r"temperature\[0\]=-1.0: must be 0 or more"),
         ({"top_p": 1.1}, r"top_p=1.1: must be above 0 and at most 1"),
         ({"min_p": float("nan")}, r"min_p=nan: must be between 0 and 1"),
         ({"seed": 2**32}, r"seed=4294967296: must be at most 4294967295"),
@@ -79,6 +82,9 @@ def test_value_errors(target, draft, arguments, message):
         ({"confidence_threshold": "high"}, r"confidence_threshold='high'"),
         ({"temperature": "hot"}, r"temperature='hot': must be a number"),
         ({"temperature": True}, r"temperature=True: must be a number"),
+        ({"temperature": np.array(True)}, r"temperature=True: must be a number"),
+        ({"temperature": np.array("hot")}, r"temperature='hot': must be a number"),
+        ({"temperature": np.ones((1, 1))}, r"temperature\[0\]=array.*: must be a number"),
         ({"top_k": 1.0}, r"top_k=1.0: must be an integer"),
         ({"top_p": [None]}, r"top_p\[0\]=None: must be a number"),
         ({"seed": 0.5}, r"seed=0.5: must be an integer"),
@@ -121,6 +127,24 @@ def test_sampling_of_each_row(target):
     assert drawn == [(0, 3, 0.5, 0, 7, 5), (0.5, 4, 0.5, 1, 7, 2**32 - 1)]
     first, second = check_requests(target.config, [[1], [2]], 4, 0, None)
     assert (first.row_id, second.row_id) == (0, 1) and first.temperature == 0
+
+
+def test_arrays_of_jax(target):
+    requests = check_requests(
+        target.config,
+        jnp.array([[1], [2]]),
+        jnp.array([3, 4]),
+        jnp.array(0.5, jnp.bfloat16),
+        jnp.array([5]),
+        temperature=jnp.array([0, 0.5]),
+        top_k=jnp.array(3),
+        top_p=jnp.array(0.25),
+    )
+    assert [(r.temperature, r.top_k, r.top_p) for r in requests] == [(0, 3, 0.25), (0.5, 3, 0.25)]
+    assert [r.max_new_tokens for r in requests] == [3, 4]
+    assert [r.prompt for r in requests] == [(1,), (2,)]
+    assert requests[0].confidence_threshold == 0.5 and requests[0].stop_token_ids == (5,)
+    assert all(type(r.temperature) is type(r.top_p) is float for r in requests)
 
 
 def test_a_missing_draft(target):

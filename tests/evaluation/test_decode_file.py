@@ -1,7 +1,7 @@
 """Files of requests: answers in order, bad lines in place, and a run that goes on anywhere."""
 
+import copy
 import dataclasses
-import fcntl
 import io
 import json
 import os
@@ -20,7 +20,9 @@ from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.rounds import Answer
 from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
 from flexdraft_jax.evaluation.file_stats import FileSummary, plot_summary, stats_record, summarise
+from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.request_lines import LineSettings, read_request
+from flexdraft_jax.parallel.locks import locked
 
 SETTINGS = LineSettings(max_new_tokens=12, seed=3)
 
@@ -95,7 +97,9 @@ def engine(models) -> DecodeEngine:
 def decode(models, engine):
     """decode(input, output) with the settings of this module."""
 
-    def decode(path: Path, output: Path, settings: LineSettings = SETTINGS) -> FileSummary:
+    def decode(
+        path: Path, output: Path, settings: LineSettings = SETTINGS, models: Models = models
+    ) -> FileSummary:
         return decode_file(path, output, models, engine, settings, Console(file=io.StringIO()))
 
     return decode
@@ -105,6 +109,13 @@ def decode(models, engine):
 def answered(decode, file, tmp_path_factory) -> tuple[Path, FileSummary]:
     output = tmp_path_factory.mktemp("output") / "answers.jsonl"
     return output, decode(file, output)
+
+
+def _copied(output: Path, directory: Path) -> Path:
+    """The answers, with what lies beside them."""
+    for suffix in ("", ".stats.jsonl", ".settings.json"):
+        shutil.copy(f"{output}{suffix}", directory)
+    return directory / output.name
 
 
 def _records(path: Path) -> list[dict]:
@@ -226,10 +237,100 @@ def test_another_file_in_the_place_of_stats_stays(answered, decode, file, tmp_pa
         assert output.read_bytes() == answered[0].read_bytes()
 
 
+@pytest.mark.parametrize("suffix", ["", ".stats.jsonl"])
+def test_more_lines_than_the_input_has_are_refused(answered, decode, file, tmp_path, suffix):
+    output = _copied(answered[0], tmp_path)
+    written = Path(f"{output}{suffix}")
+    longer = written.read_bytes() + written.read_bytes()[:500]
+    written.write_bytes(longer)
+    count = len(LINES) - 1  # One is blank.
+    found = longer.count(b"\n") + 1  # And a torn one.
+    message = f"answers.jsonl{suffix}: has {found} lines: must be at most the {count} of the input"
+    with pytest.raises(ValueError, match=message):
+        decode(file, output)
+    assert written.read_bytes() == longer
+
+
+@pytest.mark.parametrize(
+    ("suffix", "before", "after"),
+    [
+        ("", b'"finish_reason": "length"}', b'"finish_'),
+        ("", b'"token_ids": [', b'"token_ids": 5, "x": ['),
+        (".stats.jsonl", b'"new_tokens": ', b'"new_tokens": "'),
+        (".stats.jsonl", b'"by_fill": {"', b'"by_fill": {"x'),
+    ],
+)
+def test_a_damaged_line_is_named(answered, decode, file, tmp_path, suffix, before, after):
+    output = _copied(answered[0], tmp_path)
+    written = Path(f"{output}{suffix}")
+    lines = written.read_bytes().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if i > 4 and before in line)
+    whole, lines[place] = lines[place], lines[place].replace(before, after)
+    written.write_bytes(b"".join(lines))
+    message = f"answers.jsonl{suffix}: its line {place + 1} is damaged .*; restore the file, or cut"
+    with pytest.raises(ValueError, match=message):
+        decode(file, output)
+    assert written.read_bytes() == b"".join(lines) != whole
+    written.write_bytes(b"".join(lines[:place]))  # As the message says.
+    decode(file, output)
+    assert output.read_bytes() == answered[0].read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 10**5])
+def test_damaged_settings_are_named(answered, decode, file, tmp_path, content):
+    output = _copied(answered[0], tmp_path)
+    Path(f"{output}.settings.json").write_bytes(content)
+    with pytest.raises(ValueError, match="answers.jsonl.settings.json: .*JSON.*; restore it, or"):
+        decode(file, output)
+
+
+def test_an_error_in_the_chat_template_is_its_lines_alone(models, decode, tmp_path):
+    tokenizer = copy.deepcopy(models.tokenizer)
+    tokenizer.chat_template = "{{ 1 // (messages[0].content | length - 1) }}" + (
+        tokenizer.chat_template
+    )
+    path = tmp_path / "in.jsonl"
+    lines = [_line(prompt=text, temperature=0.5) for text in ("abc", "a", "ab")]
+    path.write_text("\n".join(lines) + "\n")
+    decode(path, tmp_path / "out.jsonl", models=dataclasses.replace(models, tokenizer=tokenizer))
+    errors = [record.get("error") for record in _records(tmp_path / "out.jsonl")]
+    assert errors[0] is errors[2] is None
+    assert "template fails on the messages: ZeroDivisionError" in errors[1]
+
+
+def test_settings_need_not_be_plain_to_go_on(decode, tmp_path):
+    """Nor the numbers."""
+    settings = dataclasses.replace(
+        SETTINGS,
+        template_kwargs={"x": float("nan"), "y": (1, 2)},
+        temperature=np.float32(0.5),
+        top_k=jax.numpy.array(5),
+    )
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text(_line(prompt="a") + "\n")
+    assert decode(path, output, settings) == decode(path, output, settings)
+    with pytest.raises(ValueError, match="template_kwargs was .*nan.*, is .*0.5"):
+        decode(path, output, dataclasses.replace(settings, template_kwargs={"x": 0.5}))
+
+
+def test_a_default_that_leaves_no_room_for_a_prompt_is_named(decode, file, tmp_path):
+    settings = dataclasses.replace(SETTINGS, max_new_tokens=128)
+    with pytest.raises(ValueError, match="^max_new_tokens=128: must be under max_length=128"):
+        decode(file, tmp_path / "new.jsonl", settings)
+
+
+def test_long_errors_keep_their_end(decode, tmp_path):
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text(f'{{"prompt": "a", "temperature": {10**400}}}\n')
+    decode(path, output)
+    (record,) = _records(output)
+    assert record["error"].startswith("temperature=1000") and len(record["error"]) <= 300
+    assert record["error"].endswith("must be 0 or more, and at most 3.403e+38")
+
+
 def test_one_run_at_a_time_writes_a_file(answered, decode, file):
-    with answered[0].open("rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="answers.jsonl': another run is writing this file"):
+    with locked(answered[0], "the other"):
+        with pytest.raises(ValueError, match="answers.jsonl': another run is writing there"):
             decode(file, answered[0])
     assert decode(file, answered[0]) == answered[1]
 
@@ -327,13 +428,14 @@ def test_other_settings_and_other_files_are_refused(answered, models, decode, fi
 
 
 def test_ids_that_cannot_be_written_are_errors(decode, tmp_path):
-    ids = ["[" * 984 + "]" * 984, "NaN"]
+    ids = [*("[" * depth + "]" * depth for depth in range(940, 1000, 7)), "NaN"]
     lines = [f'{{"id": {id}, "prompt": "a", "top_p": {10**400}}}' for id in (*ids, "5")]
     (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
     decode(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     records = _records(tmp_path / "out.jsonl")
-    assert ["id" in record for record in records] == [False, False, True]
-    assert "standard JSON" in records[1]["error"] and "top_p" in records[2]["error"]
+    assert ["id" in record for record in records] == [False] * len(ids) + [True]
+    assert all("nested" in record["error"] for record in records[: len(ids) - 1])
+    assert "standard JSON" in records[-2]["error"] and "top_p" in records[-1]["error"]
 
 
 def test_raw_prompts_have_no_template(models):

@@ -1,10 +1,12 @@
 """Models by directory, the embedded default among them."""
 
+import os
+
 import pytest
 
 import flexdraft_jax as fd
 from flexdraft_jax import assets
-from flexdraft_jax.evaluation.loading import bad_input_exits, load_models
+from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, check_plot, load_models
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,33 @@ def test_a_missing_default_says_what_to_do(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(assets, "default_directory", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match="lacks target/config.json.*complete clone"):
         fd.load_default()
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["missing/a.json"], "a.json: there is no directory .*missing"),
+        (["new.json", "."], "must be a file, and is a directory"),
+        (["new.json", None, "./new.json"], "new.json: must be a file of its own"),
+        (["link.json"], "link.json: must be a file of its own"),
+    ],
+)
+def test_files_that_could_not_be_written_are_named(tmp_path, paths, message) -> None:
+    (tmp_path / "input.json").touch()
+    (tmp_path / "link.json").symlink_to("input.json")
+    named = [path and f"{tmp_path}/{path}" for path in paths]
+    with pytest.raises(ValueError, match=message):
+        check_outputs(*named, others=[tmp_path / "input.json"])
+    check_outputs(tmp_path / "new.json", None, tmp_path / "b", others=[tmp_path / "input.json"])
+    check_outputs(os.devnull, os.devnull)
+
+
+def test_a_plot_must_be_a_picture() -> None:
+    for path in ("a.png", "b/c.SVG", None):
+        check_plot(path)
+    for path in ("a.txt", "a", "png"):
+        with pytest.raises(ValueError, match=f"{path}: must end in one of .*\\.png"):
+            check_plot(path)
 
 
 def test_bad_input_ends_a_script_with_one_line() -> None:

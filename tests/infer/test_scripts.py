@@ -214,6 +214,19 @@ def test_decode_file_answers_lines_and_says_how_many(run_script, tmp_path, capsy
     assert (tmp_path / "out.jsonl").read_text().count("\n") == 13
 
 
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [("", "is a directory"), ("in.jsonl", "of its own"), ("out.jsonl.stats.jsonl", "of its own")],
+)
+def test_a_plot_in_the_place_of_something_else_is_refused(
+    run_script, tmp_path, plot, message
+) -> None:
+    paths = [f"--input={_requests(tmp_path / 'in.jsonl', 2)}", f"--output={tmp_path / 'out.jsonl'}"]
+    with pytest.raises(SystemExit, match=message):
+        run_script("decode_file", *paths, f"--plot={tmp_path / plot}")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def _num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 

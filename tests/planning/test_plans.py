@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import tempfile
 
 import jax
 import pytest
@@ -9,8 +11,9 @@ import pytest
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.models.draft import draft_shapes
 from flexdraft_jax.models.target import target_shapes
+from flexdraft_jax.parallel.locks import take_lock
 from flexdraft_jax.parallel.mesh import make_mesh
-from flexdraft_jax.planning import plans
+from flexdraft_jax.planning import plans, topology
 from flexdraft_jax.planning.plans import (
     DecodePlan,
     Kept,
@@ -119,6 +122,15 @@ def test_without_libtpu_the_extra_is_named(monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"flexdraft_jax\[tpu_plan\]"):
         slice_mesh(parse_slice("v5e:2x4"), "tensor=8")
+
+
+def test_users_of_one_machine_have_locks_of_their_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with topology._libtpu_alone.__wrapped__() as lock, open(lock.name, "ab") as other:
+        assert not take_lock(other)
+    assert [path.name for path in tmp_path.iterdir()] == [
+        f"flexdraft_jax_libtpu_{os.getuid()}.lock"
+    ]
 
 
 def test_targets(tmp_path) -> None:

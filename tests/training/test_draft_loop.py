@@ -14,6 +14,7 @@ import flexdraft_jax as fd
 from flexdraft_jax.data.prepared import Prepared
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.training import export
+from flexdraft_jax.training.checkpoints import lock_work_dir
 from flexdraft_jax.training.config import TrainDraftConfig
 from flexdraft_jax.training.draft_loop import check_data, train_draft
 from flexdraft_jax.training.export import export_draft
@@ -67,6 +68,19 @@ def test_another_target_in_the_same_directory_is_refused(
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)  # Before that, nothing could be spoilt.
     with pytest.raises(ValueError, match="another configuration: .*target: 0123456789abcdef there"):
         train_draft(draft_config, target, tokenizer, prepared, tmp_path)
+
+
+def test_one_run_at_a_time_is_in_a_directory(
+    draft_config: TrainDraftConfig,
+    target: Target,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    tmp_path: Path,
+) -> None:
+    with lock_work_dir(tmp_path):
+        with pytest.raises(ValueError, match="work_dir='.*': another run is writing there"):
+            train_draft(draft_config, target, tokenizer, prepared, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_data_that_does_not_fit_is_refused(

@@ -16,6 +16,7 @@ from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
 from flexdraft_jax.data.prepare import PrepareConfig, prepare
 from flexdraft_jax.decoding.sizes import bucket
 from flexdraft_jax.models.target import TargetModel
+from flexdraft_jax.parallel.locks import locked
 from flexdraft_jax.training import rewriting
 from flexdraft_jax.training.regenerate import (
     RegenerateReport,
@@ -258,12 +259,32 @@ def test_wrong_settings_are_refused(file, written, writer, tmp_path) -> None:
         regenerate(file, tmp_path / "d.jsonl", writer)
     with pytest.raises(ValueError, match="batch_size=0"):
         dataclasses.replace(writer, batch_size=0)
+    with pytest.raises(ValueError, match=f"batch_size={10**20}: must be .* at most"):
+        dataclasses.replace(writer, batch_size=10**20)
     with pytest.raises(ValueError, match='schedule="parallel" needs one'):
         dataclasses.replace(writer, schedule="parallel")
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{\n[]\n")
     with pytest.raises(ValueError, match="no line of 2 can be answered: .*'not JSON': 1"):
         regenerate(bad, tmp_path / "c.jsonl", writer)
+
+
+@pytest.mark.parametrize("damaged", [b'{"line":', b'{"line":2,"documents"', b"\xff"])
+def test_a_damaged_line_of_a_part_is_named(file, tmp_path, damaged) -> None:
+    records = [b'{"line":%d,"rejected":{"reason":"a: b","start":""}}' % n for n in range(1, 19)]
+    records[1] = damaged
+    part = tmp_path / "b.jsonl.part-00000-of-00001"
+    part.write_bytes(b"\n".join(records) + b"\n")
+    with pytest.raises(ValueError, match=f"{part.name}: its line 2 is damaged; restore"):
+        merge_parts(file, tmp_path / "b.jsonl")
+
+
+def test_one_run_at_a_time_writes_a_file(file, written, writer) -> None:
+    output = written[0]
+    with locked(output.with_name(f"{output.name}.lock"), "the other"):
+        with pytest.raises(ValueError, match="b.jsonl': another run is writing there"):
+            regenerate(file, output, writer)
+    assert regenerate(file, output, writer) == written[1]
 
 
 def _two_hundred(path: Path) -> None:
