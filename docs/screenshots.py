@@ -19,13 +19,14 @@ from flexdraft_jax.evaluation.loading import load_models
 
 FIGURES = Path(__file__).with_name("figures")
 _NOTEBOOK = Path(__file__).parents[1] / "infer" / "flexdraft_colab.ipynb"
-_PLOTS = ("notebook_acceptance.png", "notebook_tau.png", "notebook_drafters.png")
+# What the pages show of the notebook's plots: the first ones.
+_PLOTS = ("notebook_acceptance.png", "notebook_tau.png")
 
 
 def demo() -> None:
     """The terminal of `make demo`."""
     console = Console(
-        record=True, force_terminal=True, color_system="standard", width=100, highlight=False
+        record=True, force_terminal=True, color_system="standard", width=110, highlight=False
     )
     run_demo(load_models(), console, DemoSettings())
     svg = console.export_svg(title="make demo", unique_id="demo")
@@ -41,7 +42,7 @@ def notebook() -> None:
         NotebookClient(cells, timeout=1800, resources={"metadata": {"path": folder}}).execute()
     outputs = [output for cell in cells.cells for output in cell.get("outputs", [])]
     plots = [out.data["image/png"] for out in outputs if "image/png" in out.get("data", {})]
-    for name, plot in zip(_PLOTS, plots, strict=True):
+    for name, plot in zip(_PLOTS, plots, strict=False):
         (FIGURES / name).write_bytes(base64.b64decode(plot))
     for output in outputs:
         print(output.get("text", ""), end="")

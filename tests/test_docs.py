@@ -102,11 +102,8 @@ def test_paths_exist(name: str) -> None:
 def test_files_named_alone_exist(name: str) -> None:
     for span in _SPAN.findall(PAGE[name].prose):
         if re.fullmatch(r"\w+\.(py|md|toml|cff|yml)", span):
-            folders = [ROOT, *(ROOT / folder for folder in _FOLDERS.split("|"))]
-            assert (
-                any(list(f.glob(span)) or list(f.rglob(span)) for f in folders[1:])
-                or (ROOT / span).exists()
-            ), span
+            inside = (path for f in _FOLDERS.split("|") for path in (ROOT / f).rglob(span))
+            assert [*ROOT.glob(span), *inside], span
 
 
 def test_commands_were_found() -> None:
@@ -191,6 +188,12 @@ def test_navigation_has_every_page() -> None:
     assert sorted(listed) == [path.name for path in sorted((ROOT / "docs").glob("*.md"))]
     readme = {link for link in links(PAGE["README.md"]) if link.startswith("docs/")}
     assert {f"docs/{page}" for page in listed if page != "index.md"} <= readme
+
+
+def test_citation_is_of_this_version() -> None:
+    version = re.search(r'version="([\d.]+)"', (ROOT / "setup.py").read_text())
+    cited = re.search(r"^version: ([\d.]+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version and cited and version[1] == cited[1]
 
 
 def script(name: str) -> ModuleType:

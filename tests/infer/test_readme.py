@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import flexdraft_jax as fd
 from flexdraft_jax import assets
 
@@ -20,6 +22,7 @@ def test_first_example_runs(directory, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.rstrip().endswith(("stop", "length"))
 
 
+@pytest.mark.slow
 def test_examples_of_decoding_run(directory, models, monkeypatch, tmp_path, capsys) -> None:
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "to").symlink_to(directory)
