@@ -130,7 +130,7 @@ def _comments(source: str) -> dict[int, str]:
 def _comment_at(node: ast.AnnAssign, lines: list[str], comments: dict[int, str]) -> str:
     """The comment lines above a field, then the one behind it."""
     assert node.end_lineno is not None  # ast.parse always sets it.
-    above = []
+    above: list[str] = []
     line = node.lineno - 1
     while line in comments and lines[line - 1].lstrip().startswith("#"):
         above.insert(0, comments[line])

@@ -141,11 +141,11 @@ def draw_schedules(num_layers: int = 6, num_draft_layers: int = 2) -> str:
     for colour, label in legend:
         shapes += [_rect(x, y - 12, 14, 14, colour, edge=True), _text(x + 20, y, label)]
         x += 46 + 7 * len(label)
-    note = f"Widths: weights that are read, as many for a layer as for the head. L = {num_layers}, "
-    note += f"D = {deep}. Where a pass is bound by memory, that is time."
-    shapes.append(_text(left, y + 24, note))
+    note = f"Widths: weights that are read, as many for a layer as for the head; L = {num_layers}, "
+    shapes.append(_text(left, y + 24, f"{note}D = {deep}."))
+    shapes.append(_text(left, y + 42, "Where a pass is bound by memory, that is time."))
     width = left + unit * sum(part[0] for part in lanes[1][2]) + 100
-    return _svg(int(width), int(y + 44), shapes)
+    return _svg(int(width), int(y + 60), shapes)
 
 
 def figures() -> dict[str, str]:
