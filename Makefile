@@ -8,7 +8,7 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses auto --maxpro
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-all test-tpu lint format typecheck clean
+.PHONY: help install install-dev demo test test-all test-tpu docs lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,12 @@ test-all: $(VENV)/.installed  ## run all tests on the CPU
 test-tpu: $(VENV)/.installed  ## compile for TPUs that aren't there, one program at a time; takes minutes
 	$(BIN)/python -m pip install --quiet --editable ".[test,tpu_plan]"
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_aot $(TESTS)
+
+docs: $(VENV)/.installed  ## build the documentation into build/site, with every link checked
+	$(BIN)/python -m pip install --quiet --editable ".[test,docs]"
+	JAX_PLATFORMS=cpu $(BIN)/python docs/figures.py
+	JAX_PLATFORMS=cpu $(BIN)/python docs/configuration.py
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.installed-dev  ## check style and types
 	$(BIN)/ruff check .

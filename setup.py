@@ -30,7 +30,15 @@ setup(
         "transformers>=5,<6",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6"],
+        "test": [
+            "hypothesis>=6.100",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+        ],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"],
         "peers": ["torch>=2.5"],
         "tpu_plan": ["libtpu>=0.0.30"],
         "dev": ["mypy>=1.14", "pre-commit>=4", "ruff>=0.9"],

@@ -122,6 +122,9 @@ def distinct_ngrams(token_lists: Iterable[Sequence[int]], n: int = 8) -> float:
     an acceptance length is worth little without this number beside it. Texts of fewer than `n`
     tokens do not count, and without any others the result is 0.
 
+    >>> distinct_ngrams([[1, 2, 1, 2, 1]], n=2)
+    0.5
+
     Raises:
       ValueError: if `n` is below 1.
     """

@@ -72,7 +72,13 @@ class StepCosts:
 
 
 def draft_buckets(block_size: int) -> tuple[int, ...]:
-    """Numbers of drafts that steps are compiled for: 1, 3, 7, ... n - 1."""
+    """Numbers of drafts that steps are compiled for: 1, 3, 7, ... n - 1.
+
+    >>> draft_buckets(16)
+    (1, 3, 7, 15)
+    >>> draft_buckets(6)
+    (1, 3, 5)
+    """
     largest = block_size - 1
     doubling = (2**i - 1 for i in range(1, largest.bit_length() + 1))
     return (*(count for count in doubling if count < largest), largest)

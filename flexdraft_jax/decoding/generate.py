@@ -40,6 +40,16 @@ def generate(
 
     Prompts of any lengths share a batch. The program is compiled once per bucket of lengths.
 
+    >>> import flexdraft_jax as fd
+    >>> target, draft, tokenizer = fd.load_default()
+    >>> prompts = [tokenizer.encode("def add(a, b):"), tokenizer.encode("Mia has 6 stamps")]
+    >>> out = generate(target, draft, prompts, max_new_tokens=[8, 12], schedule="sequential")
+    >>> [len(row) for row in out.tokens], out.finish_reasons
+    ([8, 12], ['length', 'length'])
+    >>> plain = generate(target, None, prompts, max_new_tokens=[8, 12], schedule="ar")
+    >>> out.tokens == plain.tokens
+    True
+
     Args:
         target: the model.
         draft: its trained draft; None decodes plainly.
@@ -133,6 +143,15 @@ def stream(
     steps_per_update: int = 1,
 ) -> Iterator[GenerateOutput]:
     """Like `generate`, but yields all that has been emitted every `steps_per_update` steps.
+
+    >>> import flexdraft_jax as fd
+    >>> target, draft, tokenizer = fd.load_default()
+    >>> prompts = [tokenizer.encode("def add(a, b):"), tokenizer.encode("Mia has 6 stamps")]
+    >>> counts = []
+    >>> for out in stream(target, draft, prompts, max_new_tokens=[8, 12], schedule="sequential"):
+    ...     counts.append(len(out.tokens[0]))
+    >>> counts[0], counts[-1]  # The first token comes from the prompt, before any step.
+    (1, 8)
 
     Raises:
         ValueError: as `generate`, or `steps_per_update` under 1; at the call, not at the first

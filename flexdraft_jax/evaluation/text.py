@@ -98,6 +98,9 @@ def token_origins(num_tokens: int, acceptance_lengths: Sequence[int]) -> list[tu
 
     Step i emits its accepted drafts and then the bonus, cut at a stop token or at the budget.
 
+    >>> [origin.value for origin, step in token_origins(5, [3, 1])]
+    ['target', 'draft', 'draft', 'target', 'target']
+
     Args:
         num_tokens: emitted by the row.
         acceptance_lengths: a + 1 of each of its steps.

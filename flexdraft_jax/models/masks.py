@@ -93,11 +93,12 @@ def _segment_start(segment_ids: jax.Array) -> jax.Array:
 
 
 def block_mask(num_candidates: int, window: int | None) -> np.ndarray:
-    """Candidates against candidates: causal. For C = 3:
+    """Candidates against candidates: causal.
 
-        1 0 0
-        1 1 0
-        1 1 1
+    >>> block_mask(3, None).astype(int)
+    array([[1, 0, 0],
+           [1, 1, 0],
+           [1, 1, 1]])
 
     Returns:
         [C, C]
@@ -112,14 +113,16 @@ def group_block_mask(
 ) -> np.ndarray:
     """Mask tokens of groups 0..G-1 against candidates: group k sees candidates 0..k.
 
-    For G = C = 3 and n = 2, group k's slot j lying at offset k + 1 + j from candidate 0:
+    Group k's slot j lies at offset k + 1 + j from candidate 0. For G = C = 3 and n = 2, two rows to
+    a group:
 
-        1 0 0   group 0
-        1 0 0
-        1 1 0   group 1
-        1 1 0
-        1 1 1   group 2
-        1 1 1
+    >>> group_block_mask(3, 2, 3, None).astype(int)
+    array([[1, 0, 0],
+           [1, 0, 0],
+           [1, 1, 0],
+           [1, 1, 0],
+           [1, 1, 1],
+           [1, 1, 1]])
 
     Returns:
         [G * n, C]

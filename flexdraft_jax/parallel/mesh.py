@@ -47,6 +47,9 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of the given shape over the devices of all processes, or over the first of them.
 
+    >>> dict(make_mesh(data=1, tensor=1).shape)
+    {'data': 1, 'fsdp': 1, 'tensor': 1}
+
     Args:
         data: copies of the weights.
         fsdp: parts that weights and optimizer state are stored in.
@@ -111,7 +114,10 @@ class MeshConfig:
 
 
 def parse_mesh(text: str) -> MeshConfig:
-    """Reads what `--mesh` takes: "tensor=4", "data=2,fsdp=2,tensor=2".
+    """Reads what `--mesh` takes.
+
+    >>> parse_mesh("data=2,tensor=4")
+    MeshConfig(data=2, fsdp=1, tensor=4)
 
     Raises:
         ValueError: an axis that is not there or is named twice, or a size that is none.

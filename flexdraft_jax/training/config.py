@@ -153,6 +153,7 @@ class ObjectiveConfig:
     """The drafter's loss: a mixture of divergences per slot, times a weight per slot."""
 
     terms: ObjectiveTerms = field(default_factory=ObjectiveTerms)
+    # What a slot counts beside the others; "uniform" is all alike.
     slot_weights: Literal["running_acceptance", "exponential", "uniform"] = "running_acceptance"
     gamma: float = 4.0  # "exponential": slot j counts exp(-(j-1)/gamma).
     alpha: float = 0.5  # "running_acceptance": share of a draft's acceptance taken for granted.

@@ -60,7 +60,15 @@ def load_config(
 
 
 def apply_overrides(config: ConfigT, overrides: Iterable[str]) -> ConfigT:
-    """Returns `config` with every `name=value` of `overrides` applied; see :func:`load_config`."""
+    """Returns `config` with every `name=value` of `overrides` applied; see :func:`load_config`.
+
+    >>> from flexdraft_jax.parallel.mesh import MeshConfig
+    >>> apply_overrides(MeshConfig(), ["tensor=4"])
+    MeshConfig(data=0, fsdp=1, tensor=4)
+    >>> apply_overrides(MeshConfig(), ["tensr=4"])
+    Traceback (most recent call last):
+    ValueError: unknown config field 'tensr'; nearest: tensor
+    """
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:

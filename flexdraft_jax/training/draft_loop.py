@@ -24,7 +24,7 @@ from flexdraft_jax.training.config import DraftEvalConfig, TrainDraftConfig
 from flexdraft_jax.training.distributed import batch_share, place_state
 from flexdraft_jax.training.draft_step import make_draft_step
 from flexdraft_jax.training.flops import draft_step_flops
-from flexdraft_jax.training.loop import EvaluateFn, fit, mean_tau
+from flexdraft_jax.training.loop import EvaluateFn, OnEvaluation, fit, mean_tau
 from flexdraft_jax.training.optimizer import Params, first_state, make_optimizer
 
 
@@ -34,6 +34,7 @@ def train_draft(
     tokenizer: PreTrainedTokenizerBase,
     prepared: Prepared,
     work_dir: str | Path,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Draft:
     """Trains a drafter; its checkpoints, the best by tau among them, lie in `work_dir`.
 
@@ -46,6 +47,8 @@ def train_draft(
         tokenizer: of the target.
         prepared: rows to train on and prompts to measure tau on, tokenized for this target.
         work_dir: for checkpoints, metrics and plots; the same for all processes.
+        on_evaluation: called on process 0 with the step and what decoding gave there, once it is
+            in the metrics file and the plot.
 
     Returns:
         The drafter after the last step, spread over the mesh; the best one may be another.
@@ -111,6 +114,7 @@ def train_draft(
                 length=prepared.sequence_length,
                 anchors=config.anchors,
             ),
+            on_evaluation=on_evaluation,
         )
     return Draft(draft.config, trained.params)
 

@@ -33,6 +33,8 @@ from flexdraft_jax.training.watch import Metrics, Watch
 StepFn = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
 EvaluateFn = Callable[[Params], Mapping[str, float]]
 ScoreFn = Callable[[Mapping[str, float]], float]
+# Called with the step and the values of each evaluation.
+OnEvaluation = Callable[[int, Mapping[str, float]], None]
 
 # Share of a run before which expected and real tau are both near 1 and their ratio says nothing.
 _WARM_UP = 0.1
@@ -57,6 +59,7 @@ def fit(
     evaluate: EvaluateFn,
     score: ScoreFn,
     step_flops: float,
+    on_evaluation: OnEvaluation | None = None,
 ) -> TrainState:
     """Runs `step_fn` until `total_steps`, resuming from the newest good checkpoint of `work_dir`.
 
@@ -82,6 +85,7 @@ def fit(
             all of them run. The values of process 0 count.
         score: how good an evaluation is; the best checkpoint is kept.
         step_flops: of a step, for the MFU.
+        on_evaluation: called on process 0 when an evaluation is recorded, to show it elsewhere.
 
     Raises:
         TrainingDiverged: the loss or the gradient became NaN or infinite.
@@ -120,6 +124,8 @@ def fit(
                 watch.catch_up()
                 values = from_main(evaluate(state.params))
                 watch.evaluated(step, values, expect=step > total_steps * _WARM_UP)
+                if on_evaluation is not None and is_main():
+                    on_evaluation(step, values)
             if last or values or save or stop:
                 watch.catch_up()  # A diverged state must never become the newest checkpoint.
                 checkpoints.save(step, state, batches, values, score(values) if values else None)

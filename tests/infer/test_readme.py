@@ -1,47 +1,41 @@
-"""What the README says can be done, can be done."""
+"""What README.md and docs/ say can be done, can be done; tests/test_docs.py has the names."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+import flexdraft_jax as fd
 from flexdraft_jax import assets
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.strip()
-    for line in README.replace("\\\n", " ").splitlines()
-    if line.strip().startswith("python ")
-]
+
+
+def examples(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_first_example_runs(directory, monkeypatch, capsys) -> None:
     monkeypatch.setattr(assets, "default_directory", lambda: directory)
-    example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(examples(README)[0], "README.md", "exec"), {})
     assert capsys.readouterr().out.rstrip().endswith(("stop", "length"))
 
 
-def test_commands_were_found() -> None:
-    assert len(COMMANDS) >= 8
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_name_scripts_flags_and_configs_that_exist(command: str) -> None:
-    script = ROOT / command.split()[1]
-    source = script.read_text()
-    for flag in re.findall(r"--(\w+)", command):
-        assert re.search(rf'DEFINE_\w+\(\s*"{flag}"', source), f"{script.name} has no --{flag}"
-    for config in re.findall(r"configs/\w+\.py", command):
-        assert (ROOT / config).is_file()
-
-
-def test_targets_of_make_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make (\w+)", README):
-        if target not in ("alone", "a"):
-            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+@pytest.mark.slow
+def test_examples_of_decoding_run(directory, models, monkeypatch, tmp_path, capsys) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "to").symlink_to(directory)
+    monkeypatch.chdir(tmp_path)
+    prompts = [[72, 105], [33]]
+    space = {"fd": fd, "tokenizer": models.tokenizer, "prompts": prompts, "prompt": prompts[0]}
+    exec(compile(examples(README)[1], "README.md", "exec"), space)
+    assert space["target"].dtype == "bfloat16"
+    space |= {"target": models.target, "draft": models.draft}
+    for example in examples((ROOT / "docs" / "decode_files.md").read_text()):
+        exec(compile(example, "decode_files.md", "exec"), space)
+    assert len(space["out"].tokens[0]) == 64
+    assert {line[:2] for line in capsys.readouterr().out.splitlines()} >= {"0 ", "1 "}
 
 
 def test_layout_names_folders_that_exist() -> None:
