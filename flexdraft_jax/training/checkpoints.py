@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from flexdraft_jax.checkpoints.safetensors import require_local
+from flexdraft_jax.checkpoints.paths import require_local
 from flexdraft_jax.data.fingerprints import write_json
 from flexdraft_jax.parallel.processes import is_main
 from flexdraft_jax.training.checksums import fault, set_damaged_aside, steps, write_checksums
