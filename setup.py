@@ -25,6 +25,7 @@ setup(
         "rich>=13.7",
         "safetensors>=0.5",
         "tensorboardX>=2.6",
+        "tensorstore>=0.1.84",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.22",
         "transformers>=5,<6",

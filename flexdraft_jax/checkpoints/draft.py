@@ -14,12 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flexdraft_jax.checkpoints import families, fields, hf, weights
-from flexdraft_jax.checkpoints.safetensors import (
-    SafetensorsDirectory,
-    existing_directory,
-    parse_dtype,
-    read_json,
-)
+from flexdraft_jax.checkpoints.paths import existing_directory, read_json
+from flexdraft_jax.checkpoints.safetensors import SafetensorsDirectory, parse_dtype
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models.draft import Draft, check_num_draft_layers, draft_shapes, draft_shardings
 from flexdraft_jax.models.target import Target
@@ -75,7 +71,7 @@ def load_draft(
     """Loads draft parameters in the published format.
 
     Args:
-        directory: holds config.json and model.safetensors.
+        directory: holds config.json and model.safetensors; gs://.. too.
         target: the model that the draft was trained for.
         dtype: "float32" or "bfloat16"; None takes the target's.
         mesh: to spread the weights over; None takes the target's.

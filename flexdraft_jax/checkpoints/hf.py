@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flexdraft_jax.checkpoints import families, weights
+from flexdraft_jax.checkpoints.paths import (
+    BucketPath,
+    existing_directory,
+    input_path,
+    read_json,
+)
 from flexdraft_jax.checkpoints.safetensors import (
     SafetensorsDirectory,
-    existing_directory,
     parse_dtype,
-    read_json,
     write_json,
     write_safetensors,
 )
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONFIG_FILE = "config.json"
+_TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 TARGET_RULES = (
@@ -69,7 +75,8 @@ def load_target(
 
     Args:
         directory: holds config.json and model.safetensors, or shards with their index;
-            generation_config.json is read for its stop tokens if it is there.
+            generation_config.json is read for its stop tokens if it is there. In a bucket, too:
+            gs://bucket/Qwen3-8B.
         dtype: "float32" or "bfloat16", what the weights are cast to.
         mesh: of `make_mesh`, to spread the weights over; each device's part is read by itself. None
             is the usual device.
@@ -99,13 +106,19 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> "PreTrainedTokenizerBas
     Raises:
         ValueError: there is none.
     """
-    path = pathlib.Path(directory)
+    path = input_path(directory)
     # Without this look, a missing tokenizer becomes a search on the network.
     if not any((path / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
         raise ValueError(
             f"{path} has no tokenizer_config.json and no tokenizer.json: save the target's "
             "tokenizer there (tokenizer.save_pretrained)"
         )
+    if isinstance(path, BucketPath):
+        with tempfile.TemporaryDirectory() as copy:
+            for file in path.iterdir():
+                if file.name.endswith(_TOKENIZER_FILES):
+                    (pathlib.Path(copy) / file.name).write_bytes(file.read_bytes())
+            return load_tokenizer(copy)
     # Takes seconds, and most users of the library never need it.
     from transformers import AutoTokenizer
 

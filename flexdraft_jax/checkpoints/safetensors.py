@@ -7,9 +7,9 @@ the single file is read, as Hugging Face does.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +18,25 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from flexdraft_jax.checkpoints.paths import (
+    BucketPath,
+    InputPath,
+    existing_directory,
+    read_json,
+    require_local,
+)
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# Names in a safetensors header. Integers and 8-bit floats mean a quantised checkpoint, whose
-# scales live in other tensors: reading the numbers alone would give a wrong model.
-READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
+# By their names in a safetensors header. Integers and 8-bit floats mean a quantised checkpoint,
+# whose scales live in other tensors: reading the numbers alone would give a wrong model.
+READABLE_DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -49,11 +62,13 @@ class TensorInfo:
         shape: as stored.
         dtype: the header's name for it, such as "F32" or "BF16".
         path: the file that holds the tensor.
+        offset: of its bytes in a file of a bucket.
     """
 
     shape: tuple[int, ...]
     dtype: str
-    path: pathlib.Path
+    path: InputPath
+    offset: int | None = None
 
 
 class SafetensorsDirectory:
@@ -64,11 +79,13 @@ class SafetensorsDirectory:
         tensors: name -> TensorInfo, of every tensor in every file.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | BucketPath) -> None:
         """Raises ValueError: no such directory, no safetensors in it, a shard that the index names
         is missing or lacks a tensor, a file that is truncated or no safetensors file."""
         self.directory = existing_directory(directory)
         self.tensors: dict[str, TensorInfo] = {}
+        self._last = ""
+        self._rows: dict[tuple[int, int], np.ndarray] = {}
         index = self._read_index()
         for path in sorted({self.directory / shard for shard in index.values()}) or [
             self.directory / SINGLE_FILE
@@ -84,6 +101,10 @@ class SafetensorsDirectory:
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """One tensor (or `index` of it), in its stored shape and dtype; nothing else is read."""
         info = self.tensors[name]
+        if isinstance(info.path, BucketPath):
+            if name != self._last:
+                self._last, self._rows = name, {}
+            return self._read_from_bucket(info.path, info, index or ())
         try:
             # Opened anew for each tensor: the pages of an open file stay mapped once they are
             # read, so that the process would seem to hold the whole checkpoint twice.
@@ -97,6 +118,23 @@ class SafetensorsDirectory:
                 return file.get_slice(name)[tuple(clipped)]
         except safetensors.SafetensorError as error:
             raise ValueError(f"{info.path}: cannot read tensor {name!r}: {error}") from error
+
+    def _read_from_bucket(
+        self, path: BucketPath, info: TensorInfo, index: tuple[slice, ...]
+    ) -> np.ndarray:
+        """Rows are read whole, and once for all devices that hold some of their columns."""
+        assert info.offset is not None
+        dtype = READABLE_DTYPES[info.dtype]
+        if not index or not info.shape:
+            nbytes = math.prod(info.shape) * dtype.itemsize
+            data = path.read_bytes(info.offset, info.offset + nbytes)
+            return np.frombuffer(data, dtype).reshape(info.shape)
+        first, stop, _ = index[0].indices(info.shape[0])
+        if (first, stop) not in self._rows:
+            row = math.prod(info.shape[1:]) * dtype.itemsize
+            data = path.read_bytes(info.offset + first * row, info.offset + stop * row)
+            self._rows[first, stop] = np.frombuffer(data, dtype).reshape(-1, *info.shape[1:])
+        return self._rows[first, stop][(slice(None), *index[1:])]
 
     def _read_index(self) -> dict[str, str]:
         """Tensor -> shard; empty for a single file."""
@@ -116,52 +154,41 @@ class SafetensorsDirectory:
             # Shards lie beside their index; anything else could lead out of the directory.
             if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
                 raise ValueError(f"{path}: weight_map[{name!r}]={shard!r}: must be a file name")
+        for shard in sorted(set(weight_map.values())):
             if not (self.directory / shard).is_file():
                 raise ValueError(f"{path}: names the shard {shard}, which is not there")
         return weight_map
 
-    def _read_header(self, path: pathlib.Path) -> None:
-        try:
+    def _read_header(self, path: InputPath) -> None:
+        for name, info in _header(path).items():
+            if name in self.tensors:
+                other = self.tensors[name].path.name
+                raise ValueError(f"{path}: tensor {name!r} is in {other} as well")
+            self.tensors[name] = info
+
+
+def _header(path: InputPath) -> dict[str, TensorInfo]:
+    """What a file holds."""
+    found = {}
+    try:
+        if isinstance(path, BucketPath):
+            # Its length, the header, and all tensors one after the other.
+            begin = 8 + int.from_bytes(path.read_bytes(0, 8), "little")
+            header = json.loads(path.read_bytes(8, begin))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                start, _ = entry["data_offsets"]
+                found[name] = TensorInfo(tuple(entry["shape"]), entry["dtype"], path, begin + start)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            path.read_bytes(begin + max(end, 1) - 1, begin + end)  # So long it must be.
+        else:
             with safetensors.safe_open(path, framework="numpy") as file:
                 for name in file.keys():
-                    if name in self.tensors:
-                        other = self.tensors[name].path.name
-                        raise ValueError(f"{path}: tensor {name!r} is in {other} as well")
                     view = file.get_slice(name)
-                    self.tensors[name] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: truncated, or no safetensors file: {error}") from error
-
-
-def existing_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
-    """`directory` as a path; ValueError if there is none."""
-    require_local(directory)
-    path = pathlib.Path(directory)
-    if not path.is_dir():
-        raise ValueError(f"directory={str(directory)!r}: there is no such directory")
-    return path
-
-
-def require_local(path: str | os.PathLike[str]) -> None:
-    """ValueError if the path is a URL, which would become a folder named "gs:"."""
-    if re.match(r"[a-z0-9]{2,}:/", os.fspath(path)):
-        raise ValueError(
-            f"{os.fspath(path)}: must be a path of the file system; mount the bucket (gs://: "
-            "gcsfuse --implicit-dirs BUCKET DIRECTORY), on every host"
-        )
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object; ValueError if the file is missing or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"{path}: there is no such file") from None
-    except (ValueError, RecursionError) as error:  # broken JSON, bytes that are not UTF-8, depth
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
-    return value
+                    found[name] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), path)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: truncated, or no safetensors file: {error}") from error
+    return found
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
@@ -175,8 +202,10 @@ def write_safetensors(
     """Writes `model.safetensors`, whole or not at all, and returns its path.
 
     Raises:
-        ValueError: a tensor holds NaN or infinity, which loading would refuse.
+        ValueError: a tensor holds NaN or infinity, which loading would refuse, or the directory is
+            a URL.
     """
+    require_local(directory)
     for name, tensor in tensors.items():
         require_finite(name, tensor)
     path = pathlib.Path(directory) / SINGLE_FILE

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
-from flexdraft_jax.checkpoints.safetensors import read_json, require_local
+from flexdraft_jax.checkpoints.paths import read_json, require_local
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.processes import to_host
 

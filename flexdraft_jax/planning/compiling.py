@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -125,7 +127,10 @@ def compile_program(
     start = time.perf_counter()
     sizes = {part: bytes_on_a_chip(tree) for part, tree in parts.items()}
     try:
-        compiled = lowered.compile()
+        with tempfile.TemporaryDirectory() as dump:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": dump})
+            seconds = time.perf_counter() - start
+            program = read_program(_text(compiled, Path(dump)))
     except jax.errors.JaxRuntimeError as error:
         found = _TOO_LARGE.search(str(error))
         if found is None:
@@ -134,7 +139,6 @@ def compile_program(
         rest = max(used - sum(sizes.values()), 0)
         memory = Memory(sizes, 0, 0, rest, used, limit)
         return Compiled(name, False, memory, (), time.perf_counter() - start), None
-    seconds = time.perf_counter() - start
     stats: Any = compiled.memory_analysis()
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     temporaries = stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
@@ -145,8 +149,17 @@ def compile_program(
         temporaries=temporaries,
         total=stats.argument_size_in_bytes + results + temporaries,
     )
-    program = read_program(compiled.as_text() or "")
     return Compiled(name, True, memory, _traffic(program.collectives()), seconds), program
+
+
+def _text(compiled: jax.stages.Compiled, dump: Path) -> str:
+    """The optimised program, if need be as the compiler has written it down."""
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        # What libtpu hands over, jaxlib may not be able to read, as with some programs for v5p.
+        (path,) = dump.glob("*.after_optimizations.txt")
+        return path.read_text()
 
 
 def _traffic(collectives: Sequence[Collective]) -> tuple[Traffic, ...]:

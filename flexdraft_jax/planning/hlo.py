@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _ITEM_BYTES = {
@@ -40,6 +40,8 @@ _GROUPS_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _AXIS_SIZE = re.compile(r"'(\w+)'=(\d+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _LIMIT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+_ELEMENT = re.compile(r"get-tuple-element\(.*index=(\d+)")
+_NAME = re.compile(r"%([\w.\-]+)")
 _FAST_MEMORY = "S(1)}"  # In the layout of arrays that lie in a TPU's vector memory.
 _ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}, (?:may|must)-alias\)")
 
@@ -81,6 +83,11 @@ class Instruction:
     called: tuple[str, ...]
     trips: int | None
     line: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the instructions that it takes."""
+        return _NAME.findall(self.line.partition(f" {self.opcode}(")[2].partition(")")[0])
 
 
 @dataclass(frozen=True)
@@ -196,8 +203,25 @@ class Program:
             lines = self.computations.get(name, ())
             limits = [int(limit) for line in lines for limit in _LIMIT.findall(line.line)]
             if 0 < len(lines) <= 4 and "direction=LT" in lines[-1].line and len(limits) == 1:
-                return limits[0]
+                return -(-limits[0] // self._stride(loop, lines))
         return None
+
+    def _stride(self, loop: Instruction, condition: Sequence[Instruction]) -> int:
+        """What a round adds to the counter: more than 1 where the compiler has joined rounds."""
+        named = {line.name: line for line in condition}
+        compared = [named[name].line for name in condition[-1].operands if name in named]
+        places = [int(found[1]) for found in map(_ELEMENT.search, compared) if found]
+        for name in loop.called:
+            body = {line.name: line for line in self.computations.get(name, ())}
+            results = [line for line in body.values() if line.line.startswith("ROOT")]
+            if places and results and len(results[0].operands) > places[0]:
+                counter = body.get(results[0].operands[places[0]])
+                if counter is not None and counter.opcode == "add":
+                    added = [body[name].line for name in counter.operands if name in body]
+                    steps = [int(found[1]) for found in map(_LIMIT.search, added) if found]
+                    if steps:
+                        return steps[0]
+        return 1
 
 
 def read_program(text: str) -> Program:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, silent
 from flexdraft_jax.planning.compiling import GIB
-from flexdraft_jax.planning.plans import DecodePlan, Kept, TrainPlan, plan_decode, plan_train
+from flexdraft_jax.planning.plans import (
+    DecodePlan,
+    Kept,
+    TrainPlan,
+    Unfinished,
+    plan_decode,
+    plan_train,
+)
 from flexdraft_jax.planning.report import PlanReport
 from flexdraft_jax.planning.topology import parse_slice
 from flexdraft_jax.training.config import DraftStepConfig, OptimizerConfig, TrainDraftConfig
@@ -19,6 +27,7 @@ _DECODE_SLICES = {"v5e:2x4": "tensor=8", "v5p:2x2x1": "tensor=4", "v6e:2x4": "te
 _TRAIN_SLICES = {"v5e:4x4": "fsdp=16", "v5e:16x16": "fsdp=256"}
 _PROGRAMS = ("prefill", "ar", "parallel 16", "sequential")
 _TAU = 5
+_Plan = TypeVar("_Plan", DecodePlan, TrainPlan)
 
 
 def decode_plans() -> Iterator[DecodePlan]:
@@ -43,11 +52,12 @@ def train_plans() -> Iterator[TrainPlan]:
 
 
 def decode_table(kept: Kept, progress: Progress = silent) -> Table:
-    """Compiles what is not kept yet, and makes the table."""
-    rows = [
-        _decode_row(plan, plan_decode(plan, _PROGRAMS, progress=progress, kept=kept)[0])
-        for plan in decode_plans()
-    ]
+    """Compiles what is not kept yet, and makes the table of the rows that are whole."""
+
+    def row(plan: DecodePlan) -> tuple[str, ...]:
+        return _decode_row(plan, plan_decode(plan, _PROGRAMS, progress=progress, kept=kept)[0])
+
+    rows, missing = _whole(decode_plans(), row)
     return Table(
         title="Predicted: decoding 32 rows of 2,048 slots, n = 16, D = 5, bfloat16",
         columns=(
@@ -65,33 +75,46 @@ def decode_table(kept: Kept, progress: Progress = silent) -> Table:
         rows=rows,
         note="Predictions: whether it fits and memory are what the TPU's compiler says of the real "
         "programs, of the largest; times are a roofline, and nothing was run. The speed-up is that "
-        "of the faster schedule over plain decoding. Prefill is one call, of 64 tokens a row.",
+        "of the faster schedule over plain decoding. Prefill is one call, of 64 tokens a row."
+        + missing,
     )
 
 
 def train_table(kept: Kept, progress: Progress = silent) -> Table:
     """The same of training."""
-    rows = []
-    for plan in train_plans():
-        report = plan_train(plan, progress, kept)
-        (program,), of = report.programs, parse_slice(plan.topology)
-        rows.append(
-            (
-                plan.target,
-                of.accelerator_type,
-                plan.mesh,
-                "yes" if program.compiled.fits else "no",
-                f"{program.compiled.memory.total / GIB:.1f}",
-                f"{program.milliseconds[of.generation]:.0f}" if program.compiled.fits else "-",
-            )
+
+    def row(plan: TrainPlan) -> tuple[str, ...]:
+        (program,), of = plan_train(plan, progress, kept).programs, parse_slice(plan.topology)
+        return (
+            plan.target,
+            of.accelerator_type,
+            plan.mesh,
+            "yes" if program.compiled.fits else "no",
+            f"{program.compiled.memory.total / GIB:.1f}",
+            f"{program.milliseconds[of.generation]:.0f}" if program.compiled.fits else "-",
         )
+
+    rows, missing = _whole(train_plans(), row)
     return Table(
         title="Predicted: a training step, a row of 2,048 tokens for each chip, 256 anchors",
         columns=("target", "slice", "mesh", "fits", "GiB of a chip", "step, ms"),
         rows=rows,
         note="n = 16, D = 5, bfloat16, 64 anchors at a time, draft layers recomputed. Predictions, "
-        "as above.",
+        "as above." + missing,
     )
+
+
+def _whole(
+    plans: Iterable[_Plan], row: Callable[[_Plan], tuple[str, ...]]
+) -> tuple[list[tuple[str, ...]], str]:
+    """The rows of plans all of whose programs are there, and a sentence about the others."""
+    rows, missing = [], []
+    for plan in plans:
+        try:
+            rows.append(row(plan))
+        except Unfinished:
+            missing.append(f"{plan.target} on {parse_slice(plan.topology).accelerator_type}")
+    return rows, f" Not compiled yet: {', '.join(missing)}." if missing else ""
 
 
 def _decode_row(plan: DecodePlan, report: PlanReport) -> tuple[str, ...]:

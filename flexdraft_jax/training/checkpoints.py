@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from flexdraft_jax.checkpoints.safetensors import read_json, require_local
+from flexdraft_jax.checkpoints.paths import read_json, require_local
 from flexdraft_jax.data.fingerprints import write_json
 from flexdraft_jax.parallel.locks import locked_by_main
 from flexdraft_jax.parallel.processes import is_main

@@ -38,8 +38,12 @@ places = jax.tree.leaves(target_shardings(target.config, mesh))
 assert [leaf.sharding for leaf in leaves] == places
 if sys.argv[3]:
     on_one = jax.tree.leaves(fd.load_target(sys.argv[1]).params)
-    for leaf, whole in zip(leaves, on_one, strict=True):
+    # As from a bucket.
+    read_in_parts = jax.tree.leaves(fd.load_target("file://" + sys.argv[1], mesh=mesh).params)
+    for leaf, whole, other in zip(leaves, on_one, read_in_parts, strict=True):
         np.testing.assert_array_equal(leaf, whole)
+        np.testing.assert_array_equal(other, whole)
+        assert other.sharding == leaf.sharding
 print(json.dumps(report))
 """
 

@@ -122,9 +122,9 @@ def test_missing_directory(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/model", Path("gs://bucket/model")])
-def test_a_bucket_must_be_mounted(path):
+def test_a_bucket_must_be_mounted_to_write(path):
     with pytest.raises(ValueError, match="^gs:/+bucket/model: .*gcsfuse"):
-        SafetensorsDirectory(path)
+        write_safetensors(path, {})
 
 
 def test_directory_without_safetensors(tmp_path):

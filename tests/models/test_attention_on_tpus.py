@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.decoding.loop import run
+from flexdraft_jax.decoding.loop import read_prompt_chunk, run
 from flexdraft_jax.decoding.program import choose_program
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.rows import row_settings
@@ -17,10 +17,12 @@ from flexdraft_jax.decoding.state import init_state
 from flexdraft_jax.models import masks
 from flexdraft_jax.models.attention import Backend, Part, attend
 from flexdraft_jax.models.cache import KeysValues, init_cache
-from flexdraft_jax.models.draft import Draft, draft_shapes
+from flexdraft_jax.models.draft import Draft, draft_shapes, draft_shardings
 from flexdraft_jax.models.flexdraft import flexdraft_variables
-from flexdraft_jax.models.target import Target, target_shapes
-from flexdraft_jax.parallel.mesh import make_mesh
+from flexdraft_jax.models.target import Target, target_shapes, target_shardings
+from flexdraft_jax.parallel.axes import logical_axes
+from flexdraft_jax.parallel.mesh import make_mesh, shardings
+from flexdraft_jax.planning.compiling import abstract
 from flexdraft_jax.planning.topology import parse_slice, slice_devices
 
 pytestmark = [
@@ -100,50 +102,86 @@ def test_spread_over_a_mesh_nothing_travels(devices):
     assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", text)
 
 
-def test_the_decoding_loop_keeps_its_cache_in_place(devices):
-    config = TargetConfig(
-        model_type="qwen3",
-        vocab_size=512,
-        hidden_size=512,
-        intermediate_size=1024,
-        num_layers=2,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=128,
-        qk_norm=True,
-    )
-    draft_config = DraftConfig(num_draft_layers=1, block_size=8, calibration_rank=128)
-    target = Target(config, target_shapes(config, jnp.bfloat16))
-    draft = Draft(draft_config, draft_shapes(config, draft_config, jnp.bfloat16))
-    batch, slots, n = 8, 1024, 8
+SMALL = TargetConfig(
+    model_type="qwen3",
+    vocab_size=512,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=128,
+    qk_norm=True,
+)
+SMALL_DRAFT = DraftConfig(num_draft_layers=1, block_size=8, calibration_rank=128)
+BATCH, SLOTS = 8, 1024
+CACHE_BYTES = 2 * SMALL.num_layers * BATCH * SMALL.num_kv_heads * SLOTS * SMALL.head_dim * 2
+
+
+def small_program(mesh):
+    """With the kernel; the shapes of its variables and state."""
+    target = Target(SMALL, target_shapes(SMALL, jnp.bfloat16))
+    draft = Draft(SMALL_DRAFT, draft_shapes(SMALL, SMALL_DRAFT, jnp.bfloat16))
     program, _ = choose_program(
         target,
         draft,
         "parallel",
-        n,
+        SMALL_DRAFT.block_size,
         "cumulative_product",
         "coupled",
         None,
-        batch_size=batch,
-        num_slots=slots,
+        batch_size=BATCH,
+        num_slots=SLOTS,
         attention="pallas",
+        mesh=mesh,
     )
 
     def begin():
-        cache = init_cache(config, batch, slots, jnp.bfloat16)
-        requests = [Request(prompt=(0,), max_new_tokens=1)] * batch
-        return init_state(config, cache, block_size=n, **row_settings(requests))
+        cache = init_cache(SMALL, BATCH, SLOTS, jnp.bfloat16)
+        requests = [Request(prompt=(0,), max_new_tokens=1)] * BATCH
+        return init_state(SMALL, cache, block_size=program.block_size, **row_settings(requests))
 
+    return program, flexdraft_variables(target, draft), jax.eval_shape(begin)
+
+
+def test_the_decoding_loop_keeps_its_cache_in_place(devices):
+    program, *shapes = small_program(None)
     place = SingleDeviceSharding(devices[0])
     limit = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = flexdraft_variables(target, draft), jax.eval_shape(begin), limit, limit
     on_device = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (*shapes, limit, limit)
     )
     loop = run.lower(program, *on_device).compile()
-    cache_bytes = 2 * config.num_layers * batch * config.num_kv_heads * slots * 128 * 2
-    assert loop.memory_analysis().alias_size_in_bytes >= cache_bytes
-    assert loop.memory_analysis().temp_size_in_bytes < cache_bytes / 2
+    assert loop.memory_analysis().alias_size_in_bytes >= CACHE_BYTES
+    assert loop.memory_analysis().temp_size_in_bytes < CACHE_BYTES / 2
     text = loop.as_text()
     assert 'custom_call_target="tpu_custom_call"' in text
     assert not re.search(r"= bf16\[8,4,1024,128\]\S* copy\(", text)
+
+
+@pytest.mark.parametrize("num_rows", [None, 1, 4])
+def test_reading_prompts_compiles_on_a_mesh(devices, num_rows):
+    """Of all rows, of one (which does not divide among the chips) and of some."""
+    mesh = make_mesh(data=2, tensor=2, devices=devices[:4])
+    program, variables, state = small_program(mesh)
+    places = {
+        "target": target_shardings(SMALL, mesh),
+        "draft": draft_shardings(SMALL, SMALL_DRAFT, mesh),
+    }
+    variables = {"params": abstract(variables["params"], places)}
+    state = abstract(state, shardings(mesh, logical_axes(state), state, SMALL))
+    count = num_rows or BATCH
+    small = (((count, 64), jnp.int32), ((count,), jnp.int32), ((count,), jnp.bool_))
+    # As they come from a host: where they lie is left to the compiler.
+    rows = None if num_rows is None else jax.ShapeDtypeStruct((count,), jnp.int32)
+    reading = read_prompt_chunk.lower(
+        program.for_prefill(),
+        variables,
+        state,
+        rows,
+        *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in small),
+    ).compile()
+    text = reading.as_text()
+    # Every layer of the target, and the draft's.
+    assert text.count('custom_call_target="tpu_custom_call"') == SMALL.num_layers + 1
+    assert reading.memory_analysis().alias_size_in_bytes >= CACHE_BYTES / mesh.size

@@ -13,7 +13,7 @@ from flexdraft_jax.models.draft import draft_shapes
 from flexdraft_jax.models.target import target_shapes
 from flexdraft_jax.parallel.locks import take_lock
 from flexdraft_jax.parallel.mesh import make_mesh
-from flexdraft_jax.planning import plans, topology
+from flexdraft_jax.planning import plans, table, topology
 from flexdraft_jax.planning.plans import (
     DecodePlan,
     Kept,
@@ -52,7 +52,7 @@ def _nbytes(tree) -> int:
     return sum(4 * leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def test_decoding(tmp_path, models) -> None:
+def test_decoding(tmp_path, models, monkeypatch) -> None:
     config = models.target.config
     kept = Kept(tmp_path / "kept.json")
     report, case = plan_decode(PLAN, ["prefill", "parallel 4", "sequential"], kept=kept)
@@ -83,8 +83,16 @@ def test_decoding(tmp_path, models) -> None:
     nothing = Kept(tmp_path / "kept.json", compile_at_most=0)
     again, _ = plan_decode(PLAN, ["sequential"], kept=nothing)
     assert again.programs[-1] == sequential
+    other = dataclasses.replace(PLAN, batch_size=4)
     with pytest.raises(Unfinished, match="ar of tiny on v5e:1x1 is the next"):
-        plan_decode(dataclasses.replace(PLAN, batch_size=4), ["sequential"], kept=nothing)
+        plan_decode(other, ["sequential"], kept=nothing)
+
+    # A table has the rows that are whole, and names the others.
+    monkeypatch.setattr(table, "decode_plans", lambda: [other, PLAN])
+    monkeypatch.setattr(table, "_PROGRAMS", tuple(by_name))
+    made = table.decode_table(nothing)
+    assert [row[:4] for row in made.rows] == [("tiny", "v5litepod-1", "tensor=1", "yes")]
+    assert made.note.endswith("Not compiled yet: tiny on v5litepod-1.")
 
 
 def test_training(models) -> None:
