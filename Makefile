@@ -26,7 +26,7 @@ test: $(VENV)/.installed  ## run the tests on the CPU, but for the slow ones
 test-all: $(VENV)/.installed  ## run all tests on the CPU
 	$(PYTEST) -m "not tpu_aot" $(TESTS)
 
-test-tpu: $(VENV)/.installed  ## compile for TPUs that aren't there, one program at a time; takes minutes
+test-tpu: $(VENV)/.installed  ## compile for TPUs that aren't there, one program at a time; twenty minutes
 	$(BIN)/python -m pip install --quiet --editable ".[test,tpu_plan]"
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_aot $(TESTS)
 

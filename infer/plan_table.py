@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> None:
         console.print(table.to_rich())
     if _MARKDOWN.value:
         pathlib.Path(_MARKDOWN.value).write_text("\n".join(t.to_markdown() for t in tables))
-    if kept.missing:
-        raise SystemExit(f"to be continued: {kept.missing[0]} is the next")
+    if kept.next:
+        raise SystemExit(f"to be continued: {kept.next} is the next")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ _MODULES = sorted(
 
 @pytest.mark.parametrize("name", _MODULES)
 def test_examples(name: str) -> None:
-    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     module = importlib.import_module(name.removesuffix(".__init__"))
-    result = doctest.testmod(module, optionflags=flags)
+    result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
 
 

@@ -23,10 +23,10 @@ from flexdraft_jax.decoding.program import (
 from flexdraft_jax.decoding.requests import Request, check_settings
 from flexdraft_jax.decoding.rows import (
     GenerateOutput,
-    logits_are_nan,
+    nan_message,
     padded,
     row_settings,
-    rows_of,
+    read_output,
 )
 from flexdraft_jax.decoding.sharing import check_mesh, fill_up
 from flexdraft_jax.decoding.sizes import Sizes, prompt_chunk, sizes_for, slot_bucket
@@ -39,6 +39,7 @@ from flexdraft_jax.parallel.processes import gather_results, to_host
 
 # More steps than any row can take: each emits at least one token.
 ALL_STEPS = np.iinfo(np.int32).max
+_ALL_ROWS = slice(None)
 # Sizes of the cache that are compiled for ahead, the present one among them.
 _SIZES_AHEAD = 3
 # Costs are known to some percent. A draft in vain costs more than one that was left out where it
@@ -59,8 +60,8 @@ class Decoding:
             "rejection".
         cost_model: what flex chooses by; None where a fixed schedule leaves no choice.
         refilled: whether rows that end make place for others.
-        wanted: first row whose answer is given out, and the one behind the last; the others fill
-            up the batch, or belong to another process.
+        wanted: rows whose answers are given out; the others fill up the batch, or belong to
+            another process.
     """
 
     program: DecodeProgram
@@ -70,7 +71,7 @@ class Decoding:
     drawing: str
     cost_model: CostModel | None
     refilled: bool
-    wanted: tuple[int, int | None]
+    wanted: slice
 
     @property
     def num_slots(self) -> int:
@@ -221,12 +222,12 @@ class Decoding:
         out = self.rows()
         for row, (tokens, reason) in enumerate(zip(out.tokens, out.finish_reasons, strict=True)):
             if reason == "error":
-                raise FloatingPointError(f"row {row}: {logits_are_nan(tokens)}")
+                raise FloatingPointError(f"row {row}: {nan_message(tokens)}")
         return out
 
     def rows(self) -> GenerateOutput:
         """The same, but a row without a next token is finished with the reason "error"."""
-        return rows_of(self.state, self.wanted)
+        return read_output(self.state, self.wanted)
 
 
 def start(
@@ -241,7 +242,7 @@ def start(
     profile: Profile | str | os.PathLike[str] | None = None,
     attention: str = "reference",
     forced_acceptance: float | None = None,
-    wanted: tuple[int, int] | None = None,
+    wanted: slice | None = None,
 ) -> Decoding:
     """Compiles what isn't compiled yet and reads the prompts of checked requests.
 
@@ -298,7 +299,7 @@ def start(
 
     check = functools.partial(check_memory, target, draft, work, len(rows), sizes.max_slots)
     gather_results(mesh, check)  # Each process knows its own devices.
-    wanted = (0, len(requests)) if wanted is None else wanted
+    wanted = slice(len(requests)) if wanted is None else wanted
     decoding = begin(target, draft, program, rows, sizes, cost_model, wanted=wanted)
     decoding.read_prompts([request.prompt for request in rows])
     return decoding
@@ -312,7 +313,7 @@ def begin(
     sizes: Sizes,
     cost_model: CostModel | None,
     refilled: bool = False,
-    wanted: tuple[int, int | None] = (0, None),
+    wanted: slice = _ALL_ROWS,
 ) -> Decoding:
     """A batch of checked requests of which nothing is read yet.
 

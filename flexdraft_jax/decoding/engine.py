@@ -1,4 +1,4 @@
-"""Any number of requests through a fixed number of rows: where one ends, the next one begins.
+"""Continuous batching: any number of requests through a fixed number of rows.
 
     engine = DecodeEngine(target, draft, batch_size=16)
     for answer in engine.run(Request(prompt, max_new_tokens=200) for prompt in prompts):

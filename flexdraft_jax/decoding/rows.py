@@ -44,19 +44,19 @@ class GenerateOutput:
 _FINISH_REASONS = ("running", "stop", "length", "running", "error")
 
 
-def logits_are_nan(tokens: Sequence[int]) -> str:
+def nan_message(tokens: Sequence[int]) -> str:
     """What went wrong in a row behind these tokens."""
     return f"the target's logits are NaN from token {len(tokens)} on; its activations overflow"
 
 
-def rows_of(state: DecodeState, wanted: tuple[int, int | None] = (0, None)) -> GenerateOutput:
+def read_output(state: DecodeState, wanted: slice) -> GenerateOutput:
     """What each row has emitted so far; waits for the device.
 
     A row without a next token is finished with the reason "error".
 
     Args:
         state: of the batch.
-        wanted: the first row to give out, and the one behind the last.
+        wanted: rows to give out.
     """
     small = (
         state.tokens,
@@ -67,7 +67,7 @@ def rows_of(state: DecodeState, wanted: tuple[int, int | None] = (0, None)) -> G
         state.finish_reason,
     )
     tokens, emitted, acceptance, verify, steps, reason = (
-        array[slice(*wanted)] for array in to_host(small)
+        array[wanted] for array in to_host(small)
     )
     return GenerateOutput(
         tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],

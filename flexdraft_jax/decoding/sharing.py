@@ -46,8 +46,8 @@ def check_mesh(target: Target, draft: Draft | None, mesh: Mesh | None = None) ->
 
 def share_requests(
     mesh: Mesh | None, check: Callable[[], list[Request]], number: bool
-) -> tuple[list[Request], tuple[int, int]]:
-    """The requests of all processes that the mesh lies on, and from where to where are this one's.
+) -> tuple[list[Request], slice]:
+    """The requests of all processes that the mesh lies on, and which of them are this one's.
 
     Each process decodes all rows with all others, so each has to know them.
 
@@ -66,7 +66,7 @@ def share_requests(
     requests = sum(of_each, [])
     if number:
         requests = [dataclasses.replace(r, row_id=row) for row, r in enumerate(requests)]
-    return requests, (first, first + len(of_each[process]))
+    return requests, slice(first, first + len(of_each[process]))
 
 
 def fill_up(requests: Sequence[Request], mesh: Mesh | None) -> list[Request]:

@@ -43,7 +43,7 @@ from flexdraft_jax.data.fingerprints import (
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.requests import Request, integer
 from flexdraft_jax.decoding.rounds import Answer
-from flexdraft_jax.decoding.rows import logits_are_nan
+from flexdraft_jax.decoding.rows import nan_message
 from flexdraft_jax.evaluation.file_stats import (
     FileSummary,
     stats_of_record,
@@ -63,6 +63,8 @@ Record = dict[str, Any]
 
 _MAX_ERROR_CHARACTERS = 300
 _MAX_ID_DEPTH = 100  # What is near to Python's own limit may be read and then not written.
+# What reading something else as a record may raise.
+_NOT_A_RECORD = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _PLAIN_SECONDS = 20.0  # A log file gets a line this often; a terminal is renewed all the time.
 
 
@@ -201,7 +203,7 @@ def _decode_lines(
     for answer in engine.run(requests()):
         line = taken.pop(answer.index)
         if answer.finish_reason == "error":
-            fail(line, logits_are_nan(answer.tokens))
+            fail(line, nan_message(answer.tokens))
             continue
         record = {
             "line": line.number,
@@ -280,10 +282,6 @@ def _check_written(
                     f"{written}: its line {place} is damaged ({type(error).__name__}: {error}); "
                     "restore the file, or cut it off before this line: a run goes on from there"
                 ) from error
-
-
-# What reading something else as a record may raise.
-_NOT_A_RECORD = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class _OrderedFiles:

@@ -86,6 +86,7 @@ def check_outputs(
             raise ValueError(f"{path}: there is no directory {path.parent}")
         if path.is_dir():
             raise ValueError(f"{path}: must be a file, and is a directory")
+        # Such as /dev/null may be named twice.
         if path.resolve() in taken and (path.is_file() or not path.exists()):
             raise ValueError(f"{path}: must be a file of its own, and is another one of this run")
         taken.add(path.resolve())

@@ -101,7 +101,7 @@ class Kept:
             path: of the file; None keeps nothing.
             compile_at_most: so many programs, then `Unfinished` is raised.
         """
-        self.missing: list[str] = []  # Asked for, but neither here nor compiled.
+        self.next = ""  # The first that was asked for, and is neither here nor compiled.
         self._left = compile_at_most
         self._path = None if path is None else Path(path)
         self._entries: dict[str, Any] = {}
@@ -121,8 +121,8 @@ class Kept:
         if key not in self._entries:
             if self._left is not None:
                 if not self._left:
-                    self.missing.append(f"{name} of {plan.target} on {plan.topology}")
-                    raise Unfinished(f"{self.missing[-1]} is the next")
+                    self.next = self.next or f"{name} of {plan.target} on {plan.topology}"
+                    raise Unfinished(self.next)
                 self._left -= 1
             self._entries[key] = dataclasses.asdict(make())
             if self._path is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
+from flexdraft_jax.decoding import flex
 from flexdraft_jax.decoding.costs import Profile, StepCosts, Variant
 from flexdraft_jax.decoding.flex import (
     FlexCosts,
@@ -192,7 +193,7 @@ def test_a_batch_that_is_not_refilled_waits_for_its_unlucky_rows():
 
 def test_what_a_history_remembers():
     survival = jnp.array([[0.5, 0.25, 0.125]])
-    hope = 0.9 ** np.arange(1, 4)
+    hope = flex._HOPE ** np.arange(1, 4)
     history = note_block(empty_history(1, 4), survival)
     np.testing.assert_allclose(history.survival[0], hope + survival[0], rtol=1e-6)
     history = note_verdict(history, survival, jnp.array([2]), jnp.array([1]))

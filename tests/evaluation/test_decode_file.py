@@ -264,13 +264,14 @@ def test_a_damaged_line_is_named(answered, decode, file, tmp_path, suffix, befor
     output = _copied(answered[0], tmp_path)
     written = Path(f"{output}{suffix}")
     lines = written.read_bytes().splitlines(keepends=True)
-    place = next(i for i, line in enumerate(lines) if i > 4 and before in line)
-    whole, lines[place] = lines[place], lines[place].replace(before, after)
+    place, whole = next((i, x) for i, x in enumerate(lines) if i > 4 and before in x)
+    lines[place] = lines[place].replace(before, after)
+    assert lines[place] != whole
     written.write_bytes(b"".join(lines))
     message = f"answers.jsonl{suffix}: its line {place + 1} is damaged .*; restore the file, or cut"
     with pytest.raises(ValueError, match=message):
         decode(file, output)
-    assert written.read_bytes() == b"".join(lines) != whole
+    assert written.read_bytes() == b"".join(lines)
     written.write_bytes(b"".join(lines[:place]))  # As the message says.
     decode(file, output)
     assert output.read_bytes() == answered[0].read_bytes()
