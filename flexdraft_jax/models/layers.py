@@ -86,9 +86,25 @@ class Rope(NamedTuple):
     sin: jax.Array
 
 
-def rope_tables(config: TargetConfig, positions: jax.Array) -> Rope:
+class RopeTables(NamedTuple):
+    """Tables of the layers that see everything, and of those with a sliding window."""
+
+    full: Rope
+    windowed: Rope
+
+    def of(self, window: int | None) -> Rope:
+        """Those of a layer with this window."""
+        return self.full if window is None else self.windowed
+
+
+def rope_tables(config: TargetConfig, positions: jax.Array) -> RopeTables:
     """Rotary tables at `positions` [B, T]."""
-    angle = positions[..., None].astype(jnp.float32) * _rope_frequencies(config)  # [B, T, H / 2]
+    full = _rope(positions, _rope_frequencies(config))
+    return RopeTables(full, full)
+
+
+def _rope(positions: jax.Array, frequencies: np.ndarray) -> Rope:
+    angle = positions[..., None].astype(jnp.float32) * frequencies  # [B, T, H / 2]
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
     return Rope(jnp.cos(angle), jnp.sin(angle))
 

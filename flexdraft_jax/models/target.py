@@ -58,7 +58,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             x: [B, T, E].
-            rope: at the tokens' positions.
+            rope: this layer's, at the tokens' positions.
             mask: broadcasts to [B, T, T].
             prefix: what lies before these tokens: the cache.
 
@@ -67,11 +67,24 @@ class DecoderLayer(nn.Module):
         """
         queries, fresh = self.attention.qkv(self.input_norm(x), rope)
         values = attend(queries, [*prefix, Part(fresh, mask)], self.backend)
-        return self.feed_forward(x + self.attention.output(values)), fresh
+        return self.after_attention(x, self.attention.output(values)), fresh
 
-    def feed_forward(self, x: jax.Array) -> jax.Array:
-        """The half of the layer behind attention: x [B, T, E] -> [B, T, E]."""
+    def after_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The rest of the layer, for the target's own attention and for a draft's.
+
+        Args:
+            x: [B, T, E], what the layer was given.
+            attended: [B, T, E], what attention made of it.
+
+        Returns:
+            [B, T, E]
+        """
+        x = self.add_attention(x, attended)
         return x + self.mlp(self.post_attention_norm(x))
+
+    def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The residual around attention, [B, T, E]."""
+        return x + attended
 
 
 class TargetModel(nn.Module):
@@ -116,7 +129,7 @@ class TargetModel(nn.Module):
         x = self.embed(tokens)  # [B, T, E]
         rope = rope_tables(self.config, positions)
         for layer in self.layers:
-            x, _ = layer(x, rope, masks.segment_span(segment_ids, layer.window))
+            x, _ = layer(x, rope.of(layer.window), masks.segment_span(segment_ids, layer.window))
         return self.logits(self.final_norm(x))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
