@@ -39,7 +39,7 @@ class TargetConfig:
     """The frozen language model.
 
     Attributes:
-        model_type: the Hugging Face family: "qwen3", "qwen2", "llama" or "mistral". Only
+        model_type: the Hugging Face family, a key of `checkpoints.families.FAMILIES`. Only
             checkpoints ask for it; the computation follows from the other fields.
         vocab_size: V.
         hidden_size: E.
@@ -51,6 +51,7 @@ class TargetConfig:
         rms_norm_eps: added to the mean square inside every norm.
         rope_theta: base of the rotary frequencies.
         rope_scaling: None for plain rotary embeddings.
+        partial_rotary_factor: the share of each head, from its start, that RoPE rotates.
         tie_word_embeddings: the LM head is the transposed embedding table.
         qkv_bias: the q, k and v projections have a bias.
         o_bias: the output projection has a bias.
@@ -73,6 +74,7 @@ class TargetConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    partial_rotary_factor: float = 1.0
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
@@ -94,11 +96,21 @@ class TargetConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: must be even, RoPE rotates pairs")
+        if not 2 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            raise ValueError(
+                f"partial_rotary_factor={self.partial_rotary_factor}: must leave an even number of "
+                f"head_dim={self.head_dim}, 2 at least, to rotate"
+            )
         if len(self.layer_windows) != self.num_layers:
             raise ValueError(
                 f"layer_windows has {len(self.layer_windows)} entries: must have one for each of "
                 f"the num_layers={self.num_layers} layers"
             )
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many entries of a head RoPE rotates."""
+        return int(self.head_dim * self.partial_rotary_factor)
 
     @property
     def attention_weights(self) -> int:

@@ -59,6 +59,7 @@ _SHARED_FIELDS = (
     "vocab_size",
     "rope_theta",
     "rope_scaling",
+    "partial_rotary_factor",
     "qkv_bias",
     "o_bias",
     "qk_norm",

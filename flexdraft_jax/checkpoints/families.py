@@ -30,6 +30,10 @@ class Family:
         num_kv_heads: where the field is absent; None is num_attention_heads.
         max_position_embeddings: where the field is absent.
         eos_token_ids: where the field is absent.
+        rms_norm_eps: where the field is absent.
+        sliding_window: where the field is absent.
+        rope_types: that its class takes.
+        partial_rotary: the family reads `partial_rotary_factor`.
     """
 
     architecture: str
@@ -41,6 +45,10 @@ class Family:
     num_kv_heads: int | None
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...]
+    rms_norm_eps: float = 1e-6
+    sliding_window: int | None = 4_096
+    rope_types: tuple[str, ...] = ("default", "linear", "llama3")
+    partial_rotary: bool = False
 
 
 FAMILIES = {
@@ -88,13 +96,29 @@ FAMILIES = {
         max_position_embeddings=131_072,
         eos_token_ids=(2,),
     ),
+    # Phi-3, and Phi-4 of 14 B. The small ones scale RoPE by the length of the whole batch
+    # ("longrope"), so that a row's tokens depend on its neighbours; that is refused.
+    "phi3": Family(
+        architecture="Phi3ForCausalLM",
+        qk_norm=False,
+        attention_bias="never",
+        mlp_bias=False,
+        windows="all",
+        head_dim=None,
+        num_kv_heads=None,
+        max_position_embeddings=4_096,
+        eos_token_ids=(32_000,),
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+        rope_types=("default",),
+        partial_rotary=True,
+    ),
 }
 
 _MAX_LAYERS = 1_000  # far beyond what exists; a mistyped number should not fill the memory
 
-# Shared by the four families' Hugging Face classes.
+# Shared by the families' Hugging Face classes.
 _DEFAULT_ROPE_THETA = 10_000.0
-_DEFAULT_SLIDING_WINDOW = 4_096
 _DEFAULT_MAX_WINDOW_LAYERS = 28
 
 
@@ -118,7 +142,7 @@ def target_config_from_hf(
             f"model_type={model_type!r}: must be one of {', '.join(map(repr, FAMILIES))}"
         )
     family = FAMILIES[model_type]
-    _refuse_other_mathematics(config)
+    _refuse_other_mathematics(config, family)
     hidden_size = fields.integer(config, "hidden_size")
     num_heads = fields.integer(config, "num_attention_heads")
     head_dim = fields.integer(config, "head_dim", family.head_dim, null=None)
@@ -133,7 +157,6 @@ def target_config_from_hf(
     max_position_embeddings = fields.integer(
         config, "max_position_embeddings", family.max_position_embeddings
     )
-    rope_theta, rope_scaling = _rope(config, max_position_embeddings)
     has_bias = family.attention_bias == "field" and fields.flag(config, "attention_bias", False)
     return TargetConfig(
         model_type=model_type,
@@ -145,9 +168,7 @@ def target_config_from_hf(
         num_kv_heads=fields.integer(config, "num_key_value_heads", family.num_kv_heads, null=None)
         or num_heads,
         head_dim=head_dim,
-        rms_norm_eps=fields.number(config, "rms_norm_eps", 1e-6),
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
+        rms_norm_eps=fields.number(config, "rms_norm_eps", family.rms_norm_eps),
         tie_word_embeddings=fields.flag(config, "tie_word_embeddings", False),
         qkv_bias=has_bias or family.attention_bias == "qkv",
         o_bias=has_bias,
@@ -156,6 +177,7 @@ def target_config_from_hf(
         layer_windows=_layer_windows(config, family, num_layers),
         max_position_embeddings=max_position_embeddings,
         eos_token_ids=_eos_token_ids(config, generation_config or {}, family),
+        **_rope(config, family, max_position_embeddings),
     )
 
 
@@ -197,6 +219,8 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
         hf["attention_bias"] = config.qkv_bias
     if family.mlp_bias:
         hf["mlp_bias"] = config.mlp_bias
+    if family.partial_rotary:
+        hf["partial_rotary_factor"] = config.partial_rotary_factor
     hf |= _windows_to_hf(config, family)
     read_back = dataclasses.asdict(target_config_from_hf(hf))
     lost = [
@@ -211,16 +235,17 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
     return hf
 
 
-def _refuse_other_mathematics(config: Mapping[str, Any]) -> None:
+def _refuse_other_mathematics(config: Mapping[str, Any], family: Family) -> None:
     """Fields that change what Hugging Face computes and that this project does not follow."""
     allowed: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("silu", "swish"),
-        "partial_rotary_factor": (None, 1.0),
         "quantization_config": (None,),
         "per_layer_config": (None,),
         "is_causal": (None, True),
         "is_encoder_decoder": (None, False),
     }
+    if not family.partial_rotary:
+        allowed["partial_rotary_factor"] = (None, 1.0)
     for name, values in allowed.items():
         if name in config and config[name] not in values:
             raise ValueError(
@@ -230,9 +255,9 @@ def _refuse_other_mathematics(config: Mapping[str, Any]) -> None:
 
 
 def _rope(
-    config: Mapping[str, Any], max_position_embeddings: int
-) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+    config: Mapping[str, Any], family: Family, max_position_embeddings: int
+) -> dict[str, Any]:
+    """The fields of RoPE, from `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
     # Hugging Face's order of precedence: an older field wins as a whole.
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = fields.mapping(config, key) or {}
@@ -242,19 +267,37 @@ def _rope(
         raise ValueError(
             f"rope_theta={theta!r} and {key}.rope_theta={inner_theta!r}: must be equal"
         )
-    if rope.get("partial_rotary_factor") not in (None, 1.0):
+    if not family.partial_rotary and rope.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(
             f"{key}.partial_rotary_factor={rope['partial_rotary_factor']!r}: not supported; must "
             "be 1.0, or absent"
         )
+    part = fields.number(config, "partial_rotary_factor", 1.0, null=1.0)
+    return {
+        "rope_theta": inner_theta,
+        "rope_scaling": _rope_scaling(config, rope, key, family, max_position_embeddings),
+        "partial_rotary_factor": fields.number(
+            rope, "partial_rotary_factor", part, null=part, where=key
+        ),
+    }
+
+
+def _rope_scaling(
+    config: Mapping[str, Any],
+    rope: Mapping[str, Any],
+    key: str,
+    family: Family,
+    max_position_embeddings: int,
+) -> RopeScaling | None:
+    """What `rope`, the field `key` of the config, says."""
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type == "default":
-        nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
-        if nested:
-            raise ValueError(f"{key}.{nested[0]}: other RoPE per layer type is not supported")
-        return inner_theta, None
+    if rope_type not in family.rope_types:
+        raise ValueError(
+            f"{key}.rope_type={rope_type!r}: not supported for model_type="
+            f"{config['model_type']!r}; must be {' or '.join(map(repr, family.rope_types))}"
+        )
     if rope_type == "linear":
-        return inner_theta, RopeScaling("linear", fields.number(rope, "factor", where=key))
+        return RopeScaling("linear", fields.number(rope, "factor", where=key))
     if rope_type == "llama3":
         original = fields.integer(
             rope, "original_max_position_embeddings", max_position_embeddings, where=key
@@ -264,12 +307,11 @@ def _rope(
         low, high = (
             fields.number(rope, f"{end}_freq_factor", where=key) for end in ("low", "high")
         )
-        return inner_theta, RopeScaling(
-            "llama3", fields.number(rope, "factor", where=key), low, high, original
-        )
-    raise ValueError(
-        f"{key}.rope_type={rope_type!r}: not supported; must be 'default', 'linear' or 'llama3'"
-    )
+        return RopeScaling("llama3", fields.number(rope, "factor", where=key), low, high, original)
+    nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(f"{key}.{nested[0]}: other RoPE per layer type is not supported")
+    return None
 
 
 def _rope_scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -288,13 +330,13 @@ def _layer_windows(
         # transformers would load a Mistral with layer types as yet another family.
         _refuse_unless_absent(config, "layer_types")
         if family.windows == "all":
-            window = fields.integer(config, "sliding_window", _DEFAULT_SLIDING_WINDOW, null=None)
+            window = fields.integer(config, "sliding_window", family.sliding_window, null=None)
             return (window,) * num_layers
         _refuse_unless_absent(config, "sliding_window")
         return (None,) * num_layers
     window = None
     if fields.flag(config, "use_sliding_window", False):
-        window = fields.integer(config, "sliding_window", _DEFAULT_SLIDING_WINDOW, null=None)
+        window = fields.integer(config, "sliding_window", family.sliding_window, null=None)
     kinds = config.get("layer_types")
     if kinds is None:
         first = fields.integer(config, "max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS, minimum=0)

@@ -57,7 +57,26 @@ _COMMON_RULES = (
 )
 
 # What families store otherwise. These rules come first, so that they win.
-_FAMILY_RULES: dict[str, tuple[weights.Rule, ...]] = {}
+_FAMILY_RULES = {
+    "phi3": (
+        *(
+            weights.Rule(
+                rf"layers_(\d+)/attention/{part}_proj/kernel",
+                r"model.layers.\1.self_attn.qkv_proj.weight",
+                transpose=True,
+            )
+            for part in "qkv"
+        ),
+        *(
+            weights.Rule(
+                rf"layers_(\d+)/mlp/{part}_proj/kernel",
+                r"model.layers.\1.mlp.gate_up_proj.weight",
+                transpose=True,
+            )
+            for part in ("gate", "up")
+        ),
+    ),
+}
 
 # Tables that old exporters wrote beside the weights; they follow from the config.
 _DERIVED_TENSORS = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)

@@ -80,7 +80,10 @@ class RMSNorm(nn.Module):
 
 
 class Rope(NamedTuple):
-    """Cosine and sine tables at some positions, each [B, T, 1, H], float32."""
+    """Cosine and sine tables at some positions, each [B, T, 1, R], float32.
+
+    R is what is rotated of a head, usually all of it.
+    """
 
     cos: jax.Array
     sin: jax.Array
@@ -104,15 +107,15 @@ def rope_tables(config: TargetConfig, positions: jax.Array) -> RopeTables:
 
 
 def _rope(positions: jax.Array, frequencies: np.ndarray) -> Rope:
-    angle = positions[..., None].astype(jnp.float32) * frequencies  # [B, T, H / 2]
+    angle = positions[..., None].astype(jnp.float32) * frequencies  # [B, T, R / 2]
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
     return Rope(jnp.cos(angle), jnp.sin(angle))
 
 
 @functools.lru_cache
 def _rope_frequencies(config: TargetConfig) -> np.ndarray:
-    """Radians per position of each of the H / 2 pairs, scaled as the config says."""
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    """Radians per position of each pair that is rotated, scaled as the config says."""
+    exponent = np.arange(0, config.rotary_dim, 2, dtype=np.float32) / config.rotary_dim
     frequency = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
     scaling = config.rope_scaling
     if scaling is None:
@@ -128,7 +131,10 @@ def _rope_frequencies(config: TargetConfig) -> np.ndarray:
 
 
 def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
-    """Rotates x [B, T, heads, H]; pair i is (x[i], x[i + H / 2]), as in Hugging Face models."""
+    """Rotates x [B, T, heads, H]; pair i is (x[i], x[i + R / 2]), as in Hugging Face models."""
+    rotated = rope.cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return jnp.concatenate([apply_rope(x[..., :rotated], rope), x[..., rotated:]], axis=-1)
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
     return (x * rope.cos + turned * rope.sin).astype(x.dtype)

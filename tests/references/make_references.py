@@ -1,12 +1,13 @@
 """Writes the reference models and what Hugging Face computes with them.
 
-    python tests/references/make_references.py
+    python tests/references/make_references.py [CASE ...]
 
-Needs torch. Each folder beside this file gets a tiny random model as a Hugging Face directory and
+Writes all cases, or those named. Needs torch. Each folder beside this file gets a tiny random model as a Hugging Face directory and
 `expected.npz`: the outputs of every sub-module for fixed tokens, and greedy continuations.
 """
 
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,16 @@ CASES: dict[str, dict[str, Any]] = {
         rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0},
     ),
     "mistral-window": dict(head_dim=16, sliding_window=8),
+    # RoPE rotates 6 of the 48 / 4 entries of a head.
+    "phi3-window": dict(
+        sliding_window=8,
+        pad_token_id=None,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 500.0,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
 }
 
 
@@ -135,8 +146,8 @@ def greedy(
 
 
 def main() -> None:
-    """Writes every folder anew."""
-    for name in CASES:
+    """Writes the folders anew."""
+    for name in sys.argv[1:] or CASES:
         for seed in range(100):
             model, tokens = build_model(name, seed), make_tokens(name, seed)
             new_ids, margin = greedy(model, tokens[:, :PROMPT_LENGTH])
