@@ -50,6 +50,8 @@ class TargetConfig:
         head_dim: H.
         rms_norm_eps: added to the mean square inside every norm.
         rope_theta: base of the rotary frequencies.
+        local_rope_theta: their base in layers with a window, which `rope_scaling` leaves alone; None
+            for the same tables in all layers.
         rope_scaling: None for plain rotary embeddings.
         partial_rotary_factor: the share of each head, from its start, that RoPE rotates.
         tie_word_embeddings: the LM head is the transposed embedding table.
@@ -57,6 +59,11 @@ class TargetConfig:
         o_bias: the output projection has a bias.
         mlp_bias: the three MLP projections have a bias.
         qk_norm: queries and keys are normalised per head before RoPE.
+        query_pre_attn_scalar: attention scores are divided by its square root; None is head_dim.
+        hidden_act: of the MLP's gate: "silu" or "gelu_pytorch_tanh".
+        output_norms: what attention and MLP put out is normalised before it is added.
+        zero_centered_norms: norms multiply by one plus their scale.
+        scale_embeddings: embeddings are multiplied by the square root of E; a tied head is not.
         layer_windows: per layer, how many positions back (itself included) a token sees;
             None sees all. Length L.
         max_position_embeddings: the longest sequence the model was made for, in tokens.
@@ -73,6 +80,7 @@ class TargetConfig:
     head_dim: int
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
+    local_rope_theta: float | None = None
     rope_scaling: RopeScaling | None = None
     partial_rotary_factor: float = 1.0
     tie_word_embeddings: bool = False
@@ -80,6 +88,11 @@ class TargetConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    query_pre_attn_scalar: int | None = None
+    hidden_act: str = "silu"
+    output_norms: bool = False
+    zero_centered_norms: bool = False
+    scale_embeddings: bool = False
     layer_windows: tuple[int | None, ...] = ()
     max_position_embeddings: int = 32_768
     eos_token_ids: tuple[int, ...] = ()

@@ -25,7 +25,8 @@ class Family:
             or "field" (`attention_bias` says, for q, k, v and o).
         mlp_bias: the family reads `mlp_bias`.
         windows: layers with a sliding window: "never", "all" (`sliding_window` counts for every
-            layer) or "layers" (`layer_types`, or `use_sliding_window` and `max_window_layers`).
+            layer), "layers" (`layer_types`, or `use_sliding_window` and `max_window_layers`) or
+            "pattern" (`layer_types`, or all but every `sliding_window_pattern`th).
         head_dim: where the field is absent; None is hidden_size / num_attention_heads.
         num_kv_heads: where the field is absent; None is num_attention_heads.
         max_position_embeddings: where the field is absent.
@@ -34,13 +35,19 @@ class Family:
         sliding_window: where the field is absent.
         rope_types: that its class takes.
         partial_rotary: the family reads `partial_rotary_factor`.
+        rope_theta: where the field is absent.
+        local_rope_theta: of layers with a window, where the field is absent; None for families that
+            have the same RoPE in all layers.
+        tie_word_embeddings: where the field is absent.
+        gemma: what all models of that name do: GELU, norms around one and behind attention and MLP,
+            scaled embeddings, and `query_pre_attn_scalar`, 256 where it is absent.
     """
 
     architecture: str
     qk_norm: bool
     attention_bias: Literal["never", "qkv", "field"]
     mlp_bias: bool
-    windows: Literal["never", "all", "layers"]
+    windows: Literal["never", "all", "layers", "pattern"]
     head_dim: int | None
     num_kv_heads: int | None
     max_position_embeddings: int
@@ -49,6 +56,10 @@ class Family:
     sliding_window: int | None = 4_096
     rope_types: tuple[str, ...] = ("default", "linear", "llama3")
     partial_rotary: bool = False
+    rope_theta: float = 10_000.0
+    local_rope_theta: float | None = None
+    tie_word_embeddings: bool = False
+    gemma: bool = False
 
 
 FAMILIES = {
@@ -113,12 +124,30 @@ FAMILIES = {
         rope_types=("default",),
         partial_rotary=True,
     ),
+    # Models of text alone; those that read images too ("gemma3") are refused.
+    "gemma3_text": Family(
+        architecture="Gemma3ForCausalLM",
+        qk_norm=True,
+        attention_bias="field",
+        mlp_bias=False,
+        windows="pattern",
+        head_dim=256,
+        num_kv_heads=4,
+        max_position_embeddings=131_072,
+        eos_token_ids=(1,),
+        rope_theta=1e6,
+        local_rope_theta=1e4,
+        tie_word_embeddings=True,
+        gemma=True,
+    ),
 }
 
 _MAX_LAYERS = 1_000  # far beyond what exists; a mistyped number should not fill the memory
 
 # Shared by the families' Hugging Face classes.
-_DEFAULT_ROPE_THETA = 10_000.0
+_GEMMA_ACTIVATION = "gelu_pytorch_tanh"
+_DEFAULT_QUERY_PRE_ATTN_SCALAR = 256
+_DEFAULT_SLIDING_WINDOW_PATTERN = 6
 _DEFAULT_MAX_WINDOW_LAYERS = 28
 
 
@@ -169,7 +198,7 @@ def target_config_from_hf(
         or num_heads,
         head_dim=head_dim,
         rms_norm_eps=fields.number(config, "rms_norm_eps", family.rms_norm_eps),
-        tie_word_embeddings=fields.flag(config, "tie_word_embeddings", False),
+        tie_word_embeddings=fields.flag(config, "tie_word_embeddings", family.tie_word_embeddings),
         qkv_bias=has_bias or family.attention_bias == "qkv",
         o_bias=has_bias,
         mlp_bias=family.mlp_bias and fields.flag(config, "mlp_bias", False),
@@ -178,6 +207,7 @@ def target_config_from_hf(
         max_position_embeddings=max_position_embeddings,
         eos_token_ids=_eos_token_ids(config, generation_config or {}, family),
         **_rope(config, family, max_position_embeddings),
+        **(_gemma(config, head_dim) if family.gemma else {}),
     )
 
 
@@ -206,7 +236,7 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        "hidden_activation" if family.gemma else "hidden_act": config.hidden_act,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": _rope_scaling_to_hf(config.rope_scaling),
@@ -221,6 +251,10 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
         hf["mlp_bias"] = config.mlp_bias
     if family.partial_rotary:
         hf["partial_rotary_factor"] = config.partial_rotary_factor
+    if family.local_rope_theta is not None:
+        hf["rope_local_base_freq"] = config.local_rope_theta
+    if family.gemma:
+        hf["query_pre_attn_scalar"] = config.query_pre_attn_scalar or config.head_dim
     hf |= _windows_to_hf(config, family)
     read_back = dataclasses.asdict(target_config_from_hf(hf))
     lost = [
@@ -235,10 +269,21 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
     return hf
 
 
+def _gemma(config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """The fields of what Gemma does otherwise."""
+    scalar = fields.integer(config, "query_pre_attn_scalar", _DEFAULT_QUERY_PRE_ATTN_SCALAR)
+    return {
+        "query_pre_attn_scalar": None if scalar == head_dim else scalar,
+        "hidden_act": _GEMMA_ACTIVATION,
+        "output_norms": True,
+        "zero_centered_norms": True,
+        "scale_embeddings": True,
+    }
+
+
 def _refuse_other_mathematics(config: Mapping[str, Any], family: Family) -> None:
     """Fields that change what Hugging Face computes and that this project does not follow."""
     allowed: dict[str, tuple[Any, ...]] = {
-        "hidden_act": ("silu", "swish"),
         "quantization_config": (None,),
         "per_layer_config": (None,),
         "is_causal": (None, True),
@@ -246,6 +291,12 @@ def _refuse_other_mathematics(config: Mapping[str, Any], family: Family) -> None
     }
     if not family.partial_rotary:
         allowed["partial_rotary_factor"] = (None, 1.0)
+    if family.gemma:
+        allowed["hidden_activation"] = (_GEMMA_ACTIVATION,)
+        allowed["attn_logit_softcapping"] = allowed["final_logit_softcapping"] = (None,)
+        allowed["use_bidirectional_attention"] = (None, False)
+    else:
+        allowed["hidden_act"] = ("silu", "swish")
     for name, values in allowed.items():
         if name in config and config[name] not in values:
             raise ValueError(
@@ -261,7 +312,10 @@ def _rope(
     # Hugging Face's order of precedence: an older field wins as a whole.
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = fields.mapping(config, key) or {}
-    theta = fields.number(config, "rope_theta", _DEFAULT_ROPE_THETA)
+    local: dict[str, Any] = {}
+    if family.local_rope_theta is not None:
+        local["local_rope_theta"], rope = _rope_by_layer(config, family.local_rope_theta)
+    theta = fields.number(config, "rope_theta", family.rope_theta)
     inner_theta = fields.number(rope, "rope_theta", theta, where=key)
     if "rope_theta" in config and inner_theta != theta:
         raise ValueError(
@@ -279,7 +333,27 @@ def _rope(
         "partial_rotary_factor": fields.number(
             rope, "partial_rotary_factor", part, null=part, where=key
         ),
+        **local,
     }
+
+
+def _rope_by_layer(config: Mapping[str, Any], default: float) -> tuple[float, Mapping[str, Any]]:
+    """The base of layers with a window, and what the fields say of the others."""
+    kinds = fields.mapping(config, "rope_parameters") or {}
+    if not kinds.keys() <= {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"rope_parameters={dict(kinds)!r}: must hold 'full_attention' and 'sliding_attention'"
+        )
+    local = fields.mapping(kinds, "sliding_attention") or {}
+    theta = fields.number(config, "rope_local_base_freq", default)
+    theta = fields.number(local, "rope_theta", theta, where="rope_parameters.sliding_attention")
+    if local.get("rope_type", "default") != "default":
+        raise ValueError(
+            f"rope_parameters.sliding_attention.rope_type={local['rope_type']!r}: not supported; "
+            "must be 'default'"
+        )
+    full = fields.mapping(kinds, "full_attention") or {}
+    return theta, {**full, **(fields.mapping(config, "rope_scaling") or {})}
 
 
 def _rope_scaling(
@@ -326,7 +400,7 @@ def _layer_windows(
     config: Mapping[str, Any], family: Family, num_layers: int
 ) -> tuple[int | None, ...]:
     """The window of each layer, None where it sees everything."""
-    if family.windows != "layers":
+    if family.windows in ("never", "all"):
         # transformers would load a Mistral with layer types as yet another family.
         _refuse_unless_absent(config, "layer_types")
         if family.windows == "all":
@@ -335,9 +409,13 @@ def _layer_windows(
         _refuse_unless_absent(config, "sliding_window")
         return (None,) * num_layers
     window = None
-    if fields.flag(config, "use_sliding_window", False):
+    if family.windows == "pattern" or fields.flag(config, "use_sliding_window", False):
         window = fields.integer(config, "sliding_window", family.sliding_window, null=None)
     kinds = config.get("layer_types")
+    if kinds is None and family.windows == "pattern":
+        every = fields.integer(config, "sliding_window_pattern", _DEFAULT_SLIDING_WINDOW_PATTERN)
+        layers = range(1, num_layers + 1)
+        kinds = ["sliding_attention" if i % every else "full_attention" for i in layers]
     if kinds is None:
         first = fields.integer(config, "max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS, minimum=0)
         return tuple(window if layer >= first else None for layer in range(num_layers))
@@ -353,8 +431,9 @@ def _layer_windows(
         )
     if window is None and "sliding_attention" in kinds:
         raise ValueError(
-            f"layer_types={kinds!r}: has sliding layers, so use_sliding_window must be true and "
-            "sliding_window a number"
+            f"layer_types={kinds!r}: has sliding layers, so "
+            + ("" if family.windows == "pattern" else "use_sliding_window must be true and ")
+            + "sliding_window must be a number"
         )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
@@ -376,6 +455,8 @@ def _windows_to_hf(config: TargetConfig, family: Family) -> dict[str, Any]:
     if family.windows == "all":
         return {"sliding_window": window}
     kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
+    if family.windows == "pattern":
+        return {"sliding_window": window, "layer_types": kinds}
     return {
         "use_sliding_window": window is not None,
         "sliding_window": window,

@@ -58,6 +58,14 @@ _COMMON_RULES = (
 
 # What families store otherwise. These rules come first, so that they win.
 _FAMILY_RULES = {
+    "gemma3_text": tuple(
+        weights.Rule(rf"layers_(\d+)/{ours}/scale", rf"model.layers.\1.{theirs}.weight")
+        for ours, theirs in (
+            ("attention_output_norm", "post_attention_layernorm"),
+            ("post_attention_norm", "pre_feedforward_layernorm"),
+            ("mlp_output_norm", "post_feedforward_layernorm"),
+        )
+    ),
     "phi3": (
         *(
             weights.Rule(

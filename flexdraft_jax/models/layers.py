@@ -1,5 +1,6 @@
 """The parts of a decoder layer but attention: projections, norms, rotary embeddings, MLP."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -66,16 +67,21 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis; squares and mean in float32, as they decide."""
 
-    eps: float
+    config: TargetConfig
     axis: str = "embed"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., E] -> [..., E]."""
-        scale = weight(self, "scale", x.shape[-1:], (self.axis,), nn.initializers.ones, self.dtype)
+        c = self.config
+        init = nn.initializers.zeros if c.zero_centered_norms else nn.initializers.ones
+        scale = weight(self, "scale", x.shape[-1:], (self.axis,), init, self.dtype)
         wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + c.rms_norm_eps)
+        if c.zero_centered_norms:
+            # One plus the scale would not fit bfloat16.
+            return (wide * (1 + scale.astype(jnp.float32))).astype(x.dtype)
         return scale * wide.astype(x.dtype)
 
 
@@ -103,7 +109,10 @@ class RopeTables(NamedTuple):
 def rope_tables(config: TargetConfig, positions: jax.Array) -> RopeTables:
     """Rotary tables at `positions` [B, T]."""
     full = _rope(positions, _rope_frequencies(config))
-    return RopeTables(full, full)
+    if config.local_rope_theta is None:
+        return RopeTables(full, full)
+    local = dataclasses.replace(config, rope_theta=config.local_rope_theta, rope_scaling=None)
+    return RopeTables(full, _rope(positions, _rope_frequencies(local)))
 
 
 def _rope(positions: jax.Array, frequencies: np.ndarray) -> Rope:
@@ -156,8 +165,8 @@ class Attention(nn.Module):
         self.v_proj = linear(keys, ("embed", "kv_heads"), c.qkv_bias)
         self.o_proj = linear(c.hidden_size, ("heads", "embed"), c.o_bias)
         if c.qk_norm:
-            self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", self.dtype)
-            self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", self.dtype)
+            self.q_norm = RMSNorm(c, "head_dim", self.dtype)
+            self.k_norm = RMSNorm(c, "head_dim", self.dtype)
 
     def qkv(self, x: jax.Array, rope: Rope) -> tuple[jax.Array, KeysValues]:
         """x: [B, T, E] -> queries [B, T, N, H], keys and values [B, K, T, H]."""
@@ -167,6 +176,10 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = apply_rope(queries, rope), apply_rope(keys, rope)
+        scalar = self.config.query_pre_attn_scalar
+        if scalar is not None:
+            # Beside what attention divides by.
+            queries = queries * (self.config.head_dim / scalar) ** 0.5
         # Where a token overflows, its keys tell all who see it. To the others its values have the
         # weight 0, and 0 * NaN would be NaN.
         values = jnp.where(jnp.isnan(keys), 0, values)
@@ -180,8 +193,14 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], num_heads, self.config.head_dim)
 
 
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+}
+
+
 class MLP(nn.Module):
-    """Gated MLP: `down(silu(gate(x)) * up(x))`."""
+    """Gated MLP: `down(act(gate(x)) * up(x))`."""
 
     config: TargetConfig
     dtype: DTypeLike = jnp.float32
@@ -193,4 +212,6 @@ class MLP(nn.Module):
         linear = functools.partial(Linear, use_bias=c.mlp_bias, dtype=self.dtype)
         gate = linear(c.intermediate_size, ("embed", "mlp"), name="gate_proj")(x)
         up = linear(c.intermediate_size, ("embed", "mlp"), name="up_proj")(x)
-        return linear(c.hidden_size, ("mlp", "embed"), name="down_proj")(nn.silu(gate) * up)
+        return linear(c.hidden_size, ("mlp", "embed"), name="down_proj")(
+            ACTIVATIONS[c.hidden_act](gate) * up
+        )

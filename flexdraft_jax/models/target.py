@@ -41,11 +41,14 @@ class DecoderLayer(nn.Module):
 
     def setup(self) -> None:
         """Declares the parameters."""
-        norm = functools.partial(RMSNorm, self.config.rms_norm_eps, "embed", self.dtype)
+        norm = functools.partial(RMSNorm, self.config, "embed", self.dtype)
         self.input_norm = norm()
         self.attention = Attention(self.config, self.dtype)
         self.post_attention_norm = norm()
         self.mlp = MLP(self.config, self.dtype)
+        if self.config.output_norms:
+            self.attention_output_norm = norm()
+            self.mlp_output_norm = norm()
 
     def __call__(
         self,
@@ -80,11 +83,12 @@ class DecoderLayer(nn.Module):
             [B, T, E]
         """
         x = self.add_attention(x, attended)
-        return x + self.mlp(self.post_attention_norm(x))
+        out = self.mlp(self.post_attention_norm(x))
+        return x + (self.mlp_output_norm(out) if self.config.output_norms else out)
 
     def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The residual around attention, [B, T, E]."""
-        return x + attended
+        return x + (self.attention_output_norm(attended) if self.config.output_norms else attended)
 
 
 class TargetModel(nn.Module):
@@ -97,11 +101,11 @@ class TargetModel(nn.Module):
     def setup(self) -> None:
         """Declares the parameters."""
         c = self.config
-        self.embed = Embedding(c.vocab_size, c.hidden_size, self.dtype)
+        self.embed = Embedding(c, self.dtype)
         self.layers = [
             DecoderLayer(c, window, self.dtype, self.backend) for window in c.layer_windows
         ]
-        self.final_norm = RMSNorm(c.rms_norm_eps, "embed", self.dtype)
+        self.final_norm = RMSNorm(c, "embed", self.dtype)
         if not c.tie_word_embeddings:
             self.lm_head = Linear(c.vocab_size, ("embed", "vocab"), dtype=self.dtype)
 
@@ -142,19 +146,22 @@ class TargetModel(nn.Module):
 class Embedding(nn.Module):
     """The token table, which a tied LM head reads a second time."""
 
-    vocab_size: int
-    features: int
+    config: TargetConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Declares the table [V, E]."""
-        init = nn.initializers.normal(self.features**-0.5)
-        shape = (self.vocab_size, self.features)
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        init = nn.initializers.normal(self.config.hidden_size**-0.5)
         self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), init, self.dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens: [...] -> [..., E]."""
-        return self.embedding[tokens]
+        embedded = self.embedding[tokens]
+        if self.config.scale_embeddings:
+            # The factor is rounded too, as in Hugging Face.
+            return embedded * jnp.asarray(self.config.hidden_size**0.5, embedded.dtype)
+        return embedded
 
     def attend(self, hidden: jax.Array) -> jax.Array:
         """hidden: [..., E] -> logits [..., V] float32."""

@@ -71,6 +71,23 @@ CASES: dict[str, dict[str, Any]] = {
             "partial_rotary_factor": 0.5,
         },
     ),
+    "gemma3_text-window": dict(
+        head_dim=16,
+        query_pre_attn_scalar=12,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "qwen3_moe": dict(
+        head_dim=16,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+    ),
 }
 
 
@@ -88,7 +105,8 @@ def build_model(
         for path, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if path.endswith("norm.weight"):
-                values = 1 + 0.3 * noise
+                # Gemma's norms add the 1 by themselves.
+                values = (not name.startswith("gemma")) + 0.3 * noise
             else:
                 values = noise * (0.3 if path.endswith(("bias", "lm_head.weight")) else 0.2)
             weight.copy_(values.to(precision))
