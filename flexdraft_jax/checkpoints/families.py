@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flexdraft_jax.checkpoints import fields
-from flexdraft_jax.config import RopeScaling, TargetConfig
+from flexdraft_jax.config import Experts, RopeScaling, TargetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Family:
             or "field" (`attention_bias` says, for q, k, v and o).
         mlp_bias: the family reads `mlp_bias`.
         windows: layers with a sliding window: "never", "all" (`sliding_window` counts for every
-            layer), "layers" (`layer_types`, or `use_sliding_window` and `max_window_layers`) or
-            "pattern" (`layer_types`, or all but every `sliding_window_pattern`th).
+            layer), "flag" (the same, if `use_sliding_window`), "layers" (`layer_types`, or
+            `use_sliding_window` and `max_window_layers`) or "pattern" (`layer_types`, or all but
+            every `sliding_window_pattern`th).
         head_dim: where the field is absent; None is hidden_size / num_attention_heads.
         num_kv_heads: where the field is absent; None is num_attention_heads.
         max_position_embeddings: where the field is absent.
@@ -39,6 +40,7 @@ class Family:
         local_rope_theta: of layers with a window, where the field is absent; None for families that
             have the same RoPE in all layers.
         tie_word_embeddings: where the field is absent.
+        experts: every layer has a mixture of experts in the place of its MLP.
         gemma: what all models of that name do: GELU, norms around one and behind attention and MLP,
             scaled embeddings, and `query_pre_attn_scalar`, 256 where it is absent.
     """
@@ -47,7 +49,7 @@ class Family:
     qk_norm: bool
     attention_bias: Literal["never", "qkv", "field"]
     mlp_bias: bool
-    windows: Literal["never", "all", "layers", "pattern"]
+    windows: Literal["never", "all", "flag", "layers", "pattern"]
     head_dim: int | None
     num_kv_heads: int | None
     max_position_embeddings: int
@@ -59,6 +61,7 @@ class Family:
     rope_theta: float = 10_000.0
     local_rope_theta: float | None = None
     tie_word_embeddings: bool = False
+    experts: bool = False
     gemma: bool = False
 
 
@@ -73,6 +76,18 @@ FAMILIES = {
         num_kv_heads=32,
         max_position_embeddings=32_768,
         eos_token_ids=(),
+    ),
+    "qwen3_moe": Family(
+        architecture="Qwen3MoeForCausalLM",
+        qk_norm=True,
+        attention_bias="field",
+        mlp_bias=False,
+        windows="flag",
+        head_dim=None,
+        num_kv_heads=4,
+        max_position_embeddings=32_768,
+        eos_token_ids=(),
+        experts=True,
     ),
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
@@ -191,7 +206,11 @@ def target_config_from_hf(
         model_type=model_type,
         vocab_size=fields.integer(config, "vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer(config, "intermediate_size"),
+        intermediate_size=fields.integer(
+            # Where every layer has experts, the MLP that the other field is for does not exist.
+            config,
+            "moe_intermediate_size" if family.experts else "intermediate_size",
+        ),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=fields.integer(config, "num_key_value_heads", family.num_kv_heads, null=None)
@@ -208,6 +227,7 @@ def target_config_from_hf(
         eos_token_ids=_eos_token_ids(config, generation_config or {}, family),
         **_rope(config, family, max_position_embeddings),
         **(_gemma(config, head_dim) if family.gemma else {}),
+        **(_experts(config) if family.experts else {}),
     )
 
 
@@ -242,8 +262,10 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
         "rope_scaling": _rope_scaling_to_hf(config.rope_scaling),
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
-        # null, not absent: Llama and Mistral would read an absent field as token 2.
+        # null, not absent: Llama and Mistral would read an absent field as token 2, Phi-3 as 32000,
+        # which smaller vocabularies do not have.
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "pad_token_id": None,
     }
     if family.attention_bias == "field":
         hf["attention_bias"] = config.qkv_bias
@@ -253,6 +275,13 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
         hf["partial_rotary_factor"] = config.partial_rotary_factor
     if family.local_rope_theta is not None:
         hf["rope_local_base_freq"] = config.local_rope_theta
+    if config.experts is not None:
+        hf |= {
+            "num_experts": config.experts.number,
+            "num_experts_per_tok": config.experts.per_token,
+            "norm_topk_prob": config.experts.normalize,
+            "moe_intermediate_size": config.intermediate_size,
+        }
     if family.gemma:
         hf["query_pre_attn_scalar"] = config.query_pre_attn_scalar or config.head_dim
     hf |= _windows_to_hf(config, family)
@@ -267,6 +296,24 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
             f"model_type={config.model_type!r}: its config.json cannot say {', '.join(lost)}"
         )
     return hf
+
+
+def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a mixture of experts in every layer."""
+    for name, wanted in (("decoder_sparse_step", 1), ("mlp_only_layers", [])):
+        if config.get(name, wanted) not in (wanted, None):
+            raise ValueError(
+                f"{name}={config[name]!r}: layers without experts are not supported; must be "
+                f"{wanted}, or absent"
+            )
+    number = fields.integer(config, "num_local_experts", 128)
+    number = fields.integer(config, "num_experts", number)
+    per_token = fields.integer(config, "num_experts_per_tok", 8)
+    if per_token > number:
+        raise ValueError(f"num_experts_per_tok={per_token}: must be at most num_experts={number}")
+    return {
+        "experts": Experts(number, per_token, fields.flag(config, "norm_topk_prob", False)),
+    }
 
 
 def _gemma(config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
@@ -400,10 +447,13 @@ def _layer_windows(
     config: Mapping[str, Any], family: Family, num_layers: int
 ) -> tuple[int | None, ...]:
     """The window of each layer, None where it sees everything."""
-    if family.windows in ("never", "all"):
+    if family.windows in ("never", "all", "flag"):
         # transformers would load a Mistral with layer types as yet another family.
         _refuse_unless_absent(config, "layer_types")
-        if family.windows == "all":
+        flagged = family.windows == "flag"
+        if flagged and not fields.flag(config, "use_sliding_window", False):
+            return (None,) * num_layers
+        if family.windows != "never":
             window = fields.integer(config, "sliding_window", family.sliding_window, null=None)
             return (window,) * num_layers
         _refuse_unless_absent(config, "sliding_window")
@@ -454,6 +504,8 @@ def _windows_to_hf(config: TargetConfig, family: Family) -> dict[str, Any]:
         return {}
     if family.windows == "all":
         return {"sliding_window": window}
+    if family.windows == "flag":
+        return {"use_sliding_window": window is not None, "sliding_window": window}
     kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
     if family.windows == "pattern":
         return {"sliding_window": window, "layer_types": kinds}

@@ -66,6 +66,16 @@ _FAMILY_RULES = {
             ("mlp_output_norm", "post_feedforward_layernorm"),
         )
     ),
+    "qwen3_moe": (
+        weights.Rule(
+            r"layers_(\d+)/mlp/router", r"model.layers.\1.mlp.gate.weight", transpose=True
+        ),
+        weights.Rule(
+            r"layers_(\d+)/mlp/(gate_proj|up_proj|down_proj)",
+            r"model.layers.\1.mlp.experts.{}.\2.weight",
+            transpose=True,
+        ),
+    ),
     "phi3": (
         *(
             weights.Rule(

@@ -193,7 +193,7 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], num_heads, self.config.head_dim)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
     "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
 }

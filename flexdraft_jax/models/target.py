@@ -16,6 +16,7 @@ from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models import masks
 from flexdraft_jax.models.attention import REFERENCE, Backend, Part, attend
 from flexdraft_jax.models.cache import KeysValues
+from flexdraft_jax.models.experts import ExpertMLP
 from flexdraft_jax.models.layers import (
     MLP,
     Attention,
@@ -45,7 +46,7 @@ class DecoderLayer(nn.Module):
         self.input_norm = norm()
         self.attention = Attention(self.config, self.dtype)
         self.post_attention_norm = norm()
-        self.mlp = MLP(self.config, self.dtype)
+        self.mlp = (MLP if self.config.experts is None else ExpertMLP)(self.config, self.dtype)
         if self.config.output_norms:
             self.attention_output_norm = norm()
             self.mlp_output_norm = norm()

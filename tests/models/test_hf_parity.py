@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flexdraft_jax.checkpoints.families import FAMILIES
 from flexdraft_jax.checkpoints.hf import load_target, save_target
 from flexdraft_jax.models import masks
 from flexdraft_jax.models.attention import Part, attend
@@ -89,7 +90,7 @@ def reference(request) -> tuple[Target, dict[str, np.ndarray]]:
 
 def test_references_cover_every_family():
     families = {case.split("-")[0] for case in CASES}
-    assert families == {"qwen3", "qwen2", "llama", "mistral"}
+    assert families == set(FAMILIES)
 
 
 def test_logits(reference):
@@ -170,7 +171,9 @@ def test_transformers_loads_what_we_save(case, dtype, maker, tmp_path):
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype == getattr(torch, dtype)
+    # Anew, as Gemma rounds the factor of its embeddings to the type that it was loaded in.
+    model = type(model).from_pretrained(tmp_path, dtype=torch.float32)
     expected = np.load(REFERENCES / case / "expected.npz")
     with torch.no_grad():
-        logits = model.float()(torch.tensor(expected["tokens"]).long()).logits.numpy()
+        logits = model(torch.tensor(expected["tokens"]).long()).logits.numpy()
     _close(logits, expected["logits"], "logits of the saved model")

@@ -2,8 +2,9 @@
 
     python tests/references/make_references.py [CASE ...]
 
-Writes all cases, or those named. Needs torch. Each folder beside this file gets a tiny random model as a Hugging Face directory and
-`expected.npz`: the outputs of every sub-module for fixed tokens, and greedy continuations.
+Writes all cases, or those named. Needs torch. Each folder beside this file gets a tiny random model
+as a Hugging Face directory and `expected.npz`: the outputs of every sub-module for fixed tokens,
+and greedy continuations.
 """
 
 import pathlib
@@ -107,6 +108,8 @@ def build_model(
             if path.endswith("norm.weight"):
                 # Gemma's norms add the 1 by themselves.
                 values = (not name.startswith("gemma")) + 0.3 * noise
+            elif name.startswith("gemma") and "embed_tokens" in path:
+                values = 0.05 * noise  # It is scaled up, and would repeat itself through its head.
             else:
                 values = noise * (0.3 if path.endswith(("bias", "lm_head.weight")) else 0.2)
             weight.copy_(values.to(precision))
