@@ -106,8 +106,9 @@ def build_model(
         for path, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if path.endswith("norm.weight"):
-                # Gemma's norms add the 1 by themselves.
-                values = (not name.startswith("gemma")) + 0.3 * noise
+                # Gemma's norms add the 1 by themselves. Its last makes up for the small table.
+                large = 3 if path == "model.norm.weight" else 0
+                values = (large if name.startswith("gemma") else 1) + 0.3 * noise
             elif name.startswith("gemma") and "embed_tokens" in path:
                 values = 0.05 * noise  # It is scaled up, and would repeat itself through its head.
             else:
