@@ -35,27 +35,59 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the place of every layer's MLP.
+
+    Attributes:
+        number: X, MLPs of a layer.
+        per_token: k, how many of them a token goes through.
+        normalize: the k probabilities are divided by their sum.
+    """
+
+    number: int
+    per_token: int
+    normalize: bool
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.per_token <= self.number:
+            raise ValueError(f"per_token={self.per_token}: must be from 1 to number={self.number}")
+
+    def fetched(self, num_tokens: int) -> bool:
+        """Whether a pass of so many tokens fetches their experts' matrices, or goes through all."""
+        return num_tokens * self.per_token <= self.number
+
+
+@dataclasses.dataclass(frozen=True)
 class TargetConfig:
     """The frozen language model.
 
     Attributes:
-        model_type: the Hugging Face family: "qwen3", "qwen2", "llama" or "mistral". Only
+        model_type: the Hugging Face family, a key of `checkpoints.families.FAMILIES`. Only
             checkpoints ask for it; the computation follows from the other fields.
         vocab_size: V.
         hidden_size: E.
-        intermediate_size: F.
+        intermediate_size: F; of each expert, where there are experts.
         num_layers: L.
         num_heads: N query heads. `num_heads * head_dim` need not be E.
         num_kv_heads: K key/value heads; divides N.
         head_dim: H.
         rms_norm_eps: added to the mean square inside every norm.
         rope_theta: base of the rotary frequencies.
+        local_rope_theta: their base in layers with a window, which `rope_scaling` leaves alone;
+            None for the same tables in all layers.
         rope_scaling: None for plain rotary embeddings.
+        partial_rotary_factor: the share of each head, from its start, that RoPE rotates.
         tie_word_embeddings: the LM head is the transposed embedding table.
         qkv_bias: the q, k and v projections have a bias.
         o_bias: the output projection has a bias.
         mlp_bias: the three MLP projections have a bias.
         qk_norm: queries and keys are normalised per head before RoPE.
+        query_pre_attn_scalar: attention scores are divided by its square root; None is head_dim.
+        hidden_act: of the MLP's gate: "silu" or "gelu_pytorch_tanh".
+        output_norms: what attention and MLP put out is normalised before it is added.
+        zero_centered_norms: norms multiply by one plus their scale.
+        scale_embeddings: embeddings are multiplied by the square root of E; a tied head is not.
+        experts: None for one MLP a layer.
         layer_windows: per layer, how many positions back (itself included) a token sees;
             None sees all. Length L.
         max_position_embeddings: the longest sequence the model was made for, in tokens.
@@ -72,12 +104,20 @@ class TargetConfig:
     head_dim: int
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
+    local_rope_theta: float | None = None
     rope_scaling: RopeScaling | None = None
+    partial_rotary_factor: float = 1.0
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    query_pre_attn_scalar: int | None = None
+    hidden_act: str = "silu"
+    output_norms: bool = False
+    zero_centered_norms: bool = False
+    scale_embeddings: bool = False
+    experts: Experts | None = None
     layer_windows: tuple[int | None, ...] = ()
     max_position_embeddings: int = 32_768
     eos_token_ids: tuple[int, ...] = ()
@@ -94,11 +134,21 @@ class TargetConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: must be even, RoPE rotates pairs")
+        if not 2 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            raise ValueError(
+                f"partial_rotary_factor={self.partial_rotary_factor}: must leave an even number of "
+                f"head_dim={self.head_dim}, 2 at least, to rotate"
+            )
         if len(self.layer_windows) != self.num_layers:
             raise ValueError(
                 f"layer_windows has {len(self.layer_windows)} entries: must have one for each of "
                 f"the num_layers={self.num_layers} layers"
             )
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many entries of a head RoPE rotates."""
+        return int(self.head_dim * self.partial_rotary_factor)
 
     @property
     def attention_weights(self) -> int:
@@ -108,8 +158,30 @@ class TargetConfig:
 
     @property
     def layer_weights(self) -> int:
-        """Entries of a layer's matrices."""
-        return self.attention_weights + 3 * self.hidden_size * self.intermediate_size
+        """Entries of a layer's matrices, those of all its experts included."""
+        return self._with_experts(self.experts.number if self.experts else 1)
+
+    @property
+    def active_layer_weights(self) -> int:
+        """Those that a token needs: of its own experts."""
+        return self._with_experts(self.experts.per_token if self.experts else 1)
+
+    def read_layer_weights(self, num_tokens: int) -> int:
+        """Those that a pass of so many tokens reads at most."""
+        if self.experts is None:
+            return self.layer_weights
+        return self._with_experts(min(self.experts.number, num_tokens * self.experts.per_token))
+
+    def multiplied_layer_weights(self, num_tokens: int) -> int:
+        """Those that each token of such a pass is multiplied with."""
+        if self.experts is None or self.experts.fetched(num_tokens):
+            return self.active_layer_weights
+        return self.layer_weights
+
+    def _with_experts(self, count: int) -> int:
+        router = self.hidden_size * self.experts.number if self.experts else 0
+        mlps = 3 * self.hidden_size * self.intermediate_size * count
+        return self.attention_weights + router + mlps
 
 
 _POSITIVE_TARGET_FIELDS = (

@@ -25,6 +25,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax  # noqa: E402
 
 import flexdraft_jax as fd  # noqa: E402
+from flexdraft_jax.config import Experts  # noqa: E402
 from flexdraft_jax.data.chat import build_byte_tokenizer  # noqa: E402
 from flexdraft_jax.evaluation.loading import Models  # noqa: E402
 
@@ -56,6 +57,21 @@ TINY_CONFIG = fd.TargetConfig(
     max_position_embeddings=1024,
     eos_token_ids=(258,),
 )
+
+
+@pytest.fixture(scope="session")
+def every_feature() -> dict[str, Any]:
+    """Fields of a `TargetConfig` that switch on, all at once, what only some families have."""
+    return dict(
+        local_rope_theta=100.0,
+        partial_rotary_factor=0.5,
+        query_pre_attn_scalar=12,
+        hidden_act="gelu_pytorch_tanh",
+        output_norms=True,
+        zero_centered_norms=True,
+        scale_embeddings=True,
+        experts=Experts(number=6, per_token=2, normalize=True),
+    )
 
 
 def _noisy(params, scale: float, seed: int):

@@ -54,10 +54,13 @@ _SHARED_FIELDS = (
     "head_dim",
     "vocab_size",
     "rope_theta",
+    "local_rope_theta",
     "rope_scaling",
+    "partial_rotary_factor",
     "qkv_bias",
     "o_bias",
     "qk_norm",
+    "query_pre_attn_scalar",
 )
 
 

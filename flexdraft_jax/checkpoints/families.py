@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flexdraft_jax.checkpoints import fields
-from flexdraft_jax.config import RopeScaling, TargetConfig
+from flexdraft_jax.config import Experts, RopeScaling, TargetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +25,44 @@ class Family:
             or "field" (`attention_bias` says, for q, k, v and o).
         mlp_bias: the family reads `mlp_bias`.
         windows: layers with a sliding window: "never", "all" (`sliding_window` counts for every
-            layer) or "layers" (`layer_types`, or `use_sliding_window` and `max_window_layers`).
+            layer), "flag" (the same, if `use_sliding_window`), "layers" (`layer_types`, or
+            `use_sliding_window` and `max_window_layers`) or "pattern" (`layer_types`, or all but
+            every `sliding_window_pattern`th).
         head_dim: where the field is absent; None is hidden_size / num_attention_heads.
         num_kv_heads: where the field is absent; None is num_attention_heads.
         max_position_embeddings: where the field is absent.
         eos_token_ids: where the field is absent.
+        rms_norm_eps: where the field is absent.
+        sliding_window: where the field is absent.
+        rope_types: that its class takes.
+        partial_rotary: the family reads `partial_rotary_factor`.
+        rope_theta: where the field is absent.
+        local_rope_theta: of layers with a window, where the field is absent; None for families that
+            have the same RoPE in all layers.
+        tie_word_embeddings: where the field is absent.
+        experts: every layer has a mixture of experts in the place of its MLP.
+        gemma: what all models of that name do: GELU, norms around one and behind attention and MLP,
+            scaled embeddings, and `query_pre_attn_scalar`, 256 where it is absent.
     """
 
     architecture: str
     qk_norm: bool
     attention_bias: Literal["never", "qkv", "field"]
     mlp_bias: bool
-    windows: Literal["never", "all", "layers"]
+    windows: Literal["never", "all", "flag", "layers", "pattern"]
     head_dim: int | None
     num_kv_heads: int | None
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...]
+    rms_norm_eps: float = 1e-6
+    sliding_window: int | None = 4_096
+    rope_types: tuple[str, ...] = ("default", "linear", "llama3")
+    partial_rotary: bool = False
+    rope_theta: float = 10_000.0
+    local_rope_theta: float | None = None
+    tie_word_embeddings: bool = False
+    experts: bool = False
+    gemma: bool = False
 
 
 FAMILIES = {
@@ -54,6 +76,18 @@ FAMILIES = {
         num_kv_heads=32,
         max_position_embeddings=32_768,
         eos_token_ids=(),
+    ),
+    "qwen3_moe": Family(
+        architecture="Qwen3MoeForCausalLM",
+        qk_norm=True,
+        attention_bias="field",
+        mlp_bias=False,
+        windows="flag",
+        head_dim=None,
+        num_kv_heads=4,
+        max_position_embeddings=32_768,
+        eos_token_ids=(),
+        experts=True,
     ),
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
@@ -88,13 +122,47 @@ FAMILIES = {
         max_position_embeddings=131_072,
         eos_token_ids=(2,),
     ),
+    # Phi-3, and Phi-4 of 14 B. The small ones scale RoPE by the length of the whole batch
+    # ("longrope"), so that a row's tokens depend on its neighbours; that is refused.
+    "phi3": Family(
+        architecture="Phi3ForCausalLM",
+        qk_norm=False,
+        attention_bias="never",
+        mlp_bias=False,
+        windows="all",
+        head_dim=None,
+        num_kv_heads=None,
+        max_position_embeddings=4_096,
+        eos_token_ids=(32_000,),
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+        rope_types=("default",),
+        partial_rotary=True,
+    ),
+    # Models of text alone; those that read images too ("gemma3") are refused.
+    "gemma3_text": Family(
+        architecture="Gemma3ForCausalLM",
+        qk_norm=True,
+        attention_bias="field",
+        mlp_bias=False,
+        windows="pattern",
+        head_dim=256,
+        num_kv_heads=4,
+        max_position_embeddings=131_072,
+        eos_token_ids=(1,),
+        rope_theta=1e6,
+        local_rope_theta=1e4,
+        tie_word_embeddings=True,
+        gemma=True,
+    ),
 }
 
 _MAX_LAYERS = 1_000  # far beyond what exists; a mistyped number should not fill the memory
 
-# Shared by the four families' Hugging Face classes.
-_DEFAULT_ROPE_THETA = 10_000.0
-_DEFAULT_SLIDING_WINDOW = 4_096
+# Shared by the families' Hugging Face classes.
+_GEMMA_ACTIVATION = "gelu_pytorch_tanh"
+_DEFAULT_QUERY_PRE_ATTN_SCALAR = 256
+_DEFAULT_SLIDING_WINDOW_PATTERN = 6
 _DEFAULT_MAX_WINDOW_LAYERS = 28
 
 
@@ -118,7 +186,7 @@ def target_config_from_hf(
             f"model_type={model_type!r}: must be one of {', '.join(map(repr, FAMILIES))}"
         )
     family = FAMILIES[model_type]
-    _refuse_other_mathematics(config)
+    _refuse_other_mathematics(config, family)
     hidden_size = fields.integer(config, "hidden_size")
     num_heads = fields.integer(config, "num_attention_heads")
     head_dim = fields.integer(config, "head_dim", family.head_dim, null=None)
@@ -133,22 +201,23 @@ def target_config_from_hf(
     max_position_embeddings = fields.integer(
         config, "max_position_embeddings", family.max_position_embeddings
     )
-    rope_theta, rope_scaling = _rope(config, max_position_embeddings)
     has_bias = family.attention_bias == "field" and fields.flag(config, "attention_bias", False)
     return TargetConfig(
         model_type=model_type,
         vocab_size=fields.integer(config, "vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer(config, "intermediate_size"),
+        intermediate_size=fields.integer(
+            # Where every layer has experts, the MLP that the other field is for does not exist.
+            config,
+            "moe_intermediate_size" if family.experts else "intermediate_size",
+        ),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=fields.integer(config, "num_key_value_heads", family.num_kv_heads, null=None)
         or num_heads,
         head_dim=head_dim,
-        rms_norm_eps=fields.number(config, "rms_norm_eps", 1e-6),
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        tie_word_embeddings=fields.flag(config, "tie_word_embeddings", False),
+        rms_norm_eps=fields.number(config, "rms_norm_eps", family.rms_norm_eps),
+        tie_word_embeddings=fields.flag(config, "tie_word_embeddings", family.tie_word_embeddings),
         qkv_bias=has_bias or family.attention_bias == "qkv",
         o_bias=has_bias,
         mlp_bias=family.mlp_bias and fields.flag(config, "mlp_bias", False),
@@ -156,6 +225,9 @@ def target_config_from_hf(
         layer_windows=_layer_windows(config, family, num_layers),
         max_position_embeddings=max_position_embeddings,
         eos_token_ids=_eos_token_ids(config, generation_config or {}, family),
+        **_rope(config, family, max_position_embeddings),
+        **(_gemma(config, head_dim) if family.gemma else {}),
+        **(_experts(config) if family.experts else {}),
     )
 
 
@@ -184,19 +256,34 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        "hidden_activation" if family.gemma else "hidden_act": config.hidden_act,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": _rope_scaling_to_hf(config.rope_scaling),
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
-        # null, not absent: Llama and Mistral would read an absent field as token 2.
+        # null, not absent: Llama and Mistral would read an absent field as token 2, Phi-3 as 32000,
+        # which smaller vocabularies do not have.
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "pad_token_id": None,
     }
     if family.attention_bias == "field":
         hf["attention_bias"] = config.qkv_bias
     if family.mlp_bias:
         hf["mlp_bias"] = config.mlp_bias
+    if family.partial_rotary:
+        hf["partial_rotary_factor"] = config.partial_rotary_factor
+    if family.local_rope_theta is not None:
+        hf["rope_local_base_freq"] = config.local_rope_theta
+    if config.experts is not None:
+        hf |= {
+            "num_experts": config.experts.number,
+            "num_experts_per_tok": config.experts.per_token,
+            "norm_topk_prob": config.experts.normalize,
+            "moe_intermediate_size": config.intermediate_size,
+        }
+    if family.gemma:
+        hf["query_pre_attn_scalar"] = config.query_pre_attn_scalar or config.head_dim
     hf |= _windows_to_hf(config, family)
     read_back = dataclasses.asdict(target_config_from_hf(hf))
     lost = [
@@ -211,16 +298,52 @@ def target_config_to_hf(config: TargetConfig) -> dict[str, Any]:
     return hf
 
 
-def _refuse_other_mathematics(config: Mapping[str, Any]) -> None:
+def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a mixture of experts in every layer."""
+    for name, wanted in (("decoder_sparse_step", 1), ("mlp_only_layers", [])):
+        if config.get(name, wanted) not in (wanted, None):
+            raise ValueError(
+                f"{name}={config[name]!r}: layers without experts are not supported; must be "
+                f"{wanted}, or absent"
+            )
+    number = fields.integer(config, "num_local_experts", 128)
+    number = fields.integer(config, "num_experts", number)
+    per_token = fields.integer(config, "num_experts_per_tok", 8)
+    if per_token > number:
+        raise ValueError(f"num_experts_per_tok={per_token}: must be at most num_experts={number}")
+    return {
+        "experts": Experts(number, per_token, fields.flag(config, "norm_topk_prob", False)),
+    }
+
+
+def _gemma(config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """The fields of what Gemma does otherwise."""
+    scalar = fields.integer(config, "query_pre_attn_scalar", _DEFAULT_QUERY_PRE_ATTN_SCALAR)
+    return {
+        "query_pre_attn_scalar": None if scalar == head_dim else scalar,
+        "hidden_act": _GEMMA_ACTIVATION,
+        "output_norms": True,
+        "zero_centered_norms": True,
+        "scale_embeddings": True,
+    }
+
+
+def _refuse_other_mathematics(config: Mapping[str, Any], family: Family) -> None:
     """Fields that change what Hugging Face computes and that this project does not follow."""
     allowed: dict[str, tuple[Any, ...]] = {
-        "hidden_act": ("silu", "swish"),
-        "partial_rotary_factor": (None, 1.0),
         "quantization_config": (None,),
         "per_layer_config": (None,),
         "is_causal": (None, True),
         "is_encoder_decoder": (None, False),
     }
+    if not family.partial_rotary:
+        allowed["partial_rotary_factor"] = (None, 1.0)
+    if family.gemma:
+        allowed["hidden_activation"] = (_GEMMA_ACTIVATION,)
+        allowed["attn_logit_softcapping"] = allowed["final_logit_softcapping"] = (None,)
+        allowed["use_bidirectional_attention"] = (None, False)
+    else:
+        allowed["hidden_act"] = ("silu", "swish")
     for name, values in allowed.items():
         if name in config and config[name] not in values:
             raise ValueError(
@@ -230,31 +353,72 @@ def _refuse_other_mathematics(config: Mapping[str, Any]) -> None:
 
 
 def _rope(
-    config: Mapping[str, Any], max_position_embeddings: int
-) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+    config: Mapping[str, Any], family: Family, max_position_embeddings: int
+) -> dict[str, Any]:
+    """The fields of RoPE, from `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
     # Hugging Face's order of precedence: an older field wins as a whole.
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = fields.mapping(config, key) or {}
-    theta = fields.number(config, "rope_theta", _DEFAULT_ROPE_THETA)
+    local: dict[str, Any] = {}
+    if family.local_rope_theta is not None:
+        local["local_rope_theta"], rope = _rope_by_layer(config, family.local_rope_theta)
+    theta = fields.number(config, "rope_theta", family.rope_theta)
     inner_theta = fields.number(rope, "rope_theta", theta, where=key)
     if "rope_theta" in config and inner_theta != theta:
         raise ValueError(
             f"rope_theta={theta!r} and {key}.rope_theta={inner_theta!r}: must be equal"
         )
-    if rope.get("partial_rotary_factor") not in (None, 1.0):
+    if not family.partial_rotary and rope.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(
             f"{key}.partial_rotary_factor={rope['partial_rotary_factor']!r}: not supported; must "
             "be 1.0, or absent"
         )
+    part = fields.number(config, "partial_rotary_factor", 1.0, null=1.0)
+    return {
+        "rope_theta": inner_theta,
+        "rope_scaling": _rope_scaling(config, rope, key, family, max_position_embeddings),
+        "partial_rotary_factor": fields.number(
+            rope, "partial_rotary_factor", part, null=part, where=key
+        ),
+        **local,
+    }
+
+
+def _rope_by_layer(config: Mapping[str, Any], default: float) -> tuple[float, Mapping[str, Any]]:
+    """The base of layers with a window, and what the fields say of the others."""
+    kinds = fields.mapping(config, "rope_parameters") or {}
+    if not kinds.keys() <= {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"rope_parameters={dict(kinds)!r}: must hold 'full_attention' and 'sliding_attention'"
+        )
+    local = fields.mapping(kinds, "sliding_attention") or {}
+    theta = fields.number(config, "rope_local_base_freq", default)
+    theta = fields.number(local, "rope_theta", theta, where="rope_parameters.sliding_attention")
+    if local.get("rope_type", "default") != "default":
+        raise ValueError(
+            f"rope_parameters.sliding_attention.rope_type={local['rope_type']!r}: not supported; "
+            "must be 'default'"
+        )
+    full = fields.mapping(kinds, "full_attention") or {}
+    return theta, {**full, **(fields.mapping(config, "rope_scaling") or {})}
+
+
+def _rope_scaling(
+    config: Mapping[str, Any],
+    rope: Mapping[str, Any],
+    key: str,
+    family: Family,
+    max_position_embeddings: int,
+) -> RopeScaling | None:
+    """What `rope`, the field `key` of the config, says."""
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type == "default":
-        nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
-        if nested:
-            raise ValueError(f"{key}.{nested[0]}: other RoPE per layer type is not supported")
-        return inner_theta, None
+    if rope_type not in family.rope_types:
+        raise ValueError(
+            f"{key}.rope_type={rope_type!r}: not supported for model_type="
+            f"{config['model_type']!r}; must be {' or '.join(map(repr, family.rope_types))}"
+        )
     if rope_type == "linear":
-        return inner_theta, RopeScaling("linear", fields.number(rope, "factor", where=key))
+        return RopeScaling("linear", fields.number(rope, "factor", where=key))
     if rope_type == "llama3":
         original = fields.integer(
             rope, "original_max_position_embeddings", max_position_embeddings, where=key
@@ -264,12 +428,11 @@ def _rope(
         low, high = (
             fields.number(rope, f"{end}_freq_factor", where=key) for end in ("low", "high")
         )
-        return inner_theta, RopeScaling(
-            "llama3", fields.number(rope, "factor", where=key), low, high, original
-        )
-    raise ValueError(
-        f"{key}.rope_type={rope_type!r}: not supported; must be 'default', 'linear' or 'llama3'"
-    )
+        return RopeScaling("llama3", fields.number(rope, "factor", where=key), low, high, original)
+    nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(f"{key}.{nested[0]}: other RoPE per layer type is not supported")
+    return None
 
 
 def _rope_scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -284,18 +447,25 @@ def _layer_windows(
     config: Mapping[str, Any], family: Family, num_layers: int
 ) -> tuple[int | None, ...]:
     """The window of each layer, None where it sees everything."""
-    if family.windows != "layers":
+    if family.windows in ("never", "all", "flag"):
         # transformers would load a Mistral with layer types as yet another family.
         _refuse_unless_absent(config, "layer_types")
-        if family.windows == "all":
-            window = fields.integer(config, "sliding_window", _DEFAULT_SLIDING_WINDOW, null=None)
+        flagged = family.windows == "flag"
+        if flagged and not fields.flag(config, "use_sliding_window", False):
+            return (None,) * num_layers
+        if family.windows != "never":
+            window = fields.integer(config, "sliding_window", family.sliding_window, null=None)
             return (window,) * num_layers
         _refuse_unless_absent(config, "sliding_window")
         return (None,) * num_layers
     window = None
-    if fields.flag(config, "use_sliding_window", False):
-        window = fields.integer(config, "sliding_window", _DEFAULT_SLIDING_WINDOW, null=None)
+    if family.windows == "pattern" or fields.flag(config, "use_sliding_window", False):
+        window = fields.integer(config, "sliding_window", family.sliding_window, null=None)
     kinds = config.get("layer_types")
+    if kinds is None and family.windows == "pattern":
+        every = fields.integer(config, "sliding_window_pattern", _DEFAULT_SLIDING_WINDOW_PATTERN)
+        layers = range(1, num_layers + 1)
+        kinds = ["sliding_attention" if i % every else "full_attention" for i in layers]
     if kinds is None:
         first = fields.integer(config, "max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS, minimum=0)
         return tuple(window if layer >= first else None for layer in range(num_layers))
@@ -311,8 +481,9 @@ def _layer_windows(
         )
     if window is None and "sliding_attention" in kinds:
         raise ValueError(
-            f"layer_types={kinds!r}: has sliding layers, so use_sliding_window must be true and "
-            "sliding_window a number"
+            f"layer_types={kinds!r}: has sliding layers, so "
+            + ("" if family.windows == "pattern" else "use_sliding_window must be true and ")
+            + "sliding_window must be a number"
         )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
@@ -333,7 +504,11 @@ def _windows_to_hf(config: TargetConfig, family: Family) -> dict[str, Any]:
         return {}
     if family.windows == "all":
         return {"sliding_window": window}
+    if family.windows == "flag":
+        return {"use_sliding_window": window is not None, "sliding_window": window}
     kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
+    if family.windows == "pattern":
+        return {"sliding_window": window, "layer_types": kinds}
     return {
         "use_sliding_window": window is not None,
         "sliding_window": window,

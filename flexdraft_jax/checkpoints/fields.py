@@ -39,14 +39,19 @@ def integer(
 
 
 def number(
-    config: Mapping[str, Any], name: str, default: Any = _REQUIRED, *, where: str = ""
+    config: Mapping[str, Any],
+    name: str,
+    default: Any = _REQUIRED,
+    *,
+    null: Any = _REQUIRED,
+    where: str = "",
 ) -> float:
     """A positive finite float.
 
     Raises:
         ValueError: absent without a default, of another type, not positive or not finite.
     """
-    value = _get(config, name, default, _REQUIRED, where)
+    value = _get(config, name, default, null, where)
     # An integer may be too large for a float; NaN fails both comparisons.
     if (
         not isinstance(value, int | float)

@@ -32,7 +32,7 @@ CONFIG_FILE = "config.json"
 _TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 GENERATION_CONFIG_FILE = "generation_config.json"
 
-TARGET_RULES = (
+_COMMON_RULES = (
     weights.Rule("embed/embedding", "model.embed_tokens.weight"),
     weights.Rule(r"layers_(\d+)/input_norm/scale", r"model.layers.\1.input_layernorm.weight"),
     weights.Rule(
@@ -62,10 +62,55 @@ TARGET_RULES = (
     weights.Rule("lm_head/kernel", "lm_head.weight", transpose=True),
 )
 
+# What families store otherwise. These rules come first, so that they win.
+_FAMILY_RULES = {
+    "gemma3_text": tuple(
+        weights.Rule(rf"layers_(\d+)/{ours}/scale", rf"model.layers.\1.{theirs}.weight")
+        for ours, theirs in (
+            ("attention_output_norm", "post_attention_layernorm"),
+            ("post_attention_norm", "pre_feedforward_layernorm"),
+            ("mlp_output_norm", "post_feedforward_layernorm"),
+        )
+    ),
+    "qwen3_moe": (
+        weights.Rule(
+            r"layers_(\d+)/mlp/router", r"model.layers.\1.mlp.gate.weight", transpose=True
+        ),
+        weights.Rule(
+            r"layers_(\d+)/mlp/(gate_proj|up_proj|down_proj)",
+            r"model.layers.\1.mlp.experts.{}.\2.weight",
+            transpose=True,
+        ),
+    ),
+    "phi3": (
+        *(
+            weights.Rule(
+                rf"layers_(\d+)/attention/{part}_proj/kernel",
+                r"model.layers.\1.self_attn.qkv_proj.weight",
+                transpose=True,
+            )
+            for part in "qkv"
+        ),
+        *(
+            weights.Rule(
+                rf"layers_(\d+)/mlp/{part}_proj/kernel",
+                r"model.layers.\1.mlp.gate_up_proj.weight",
+                transpose=True,
+            )
+            for part in ("gate", "up")
+        ),
+    ),
+}
+
 # Tables that old exporters wrote beside the weights; they follow from the config.
 _DERIVED_TENSORS = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
 _LM_HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
+
+
+def target_rules(config: TargetConfig) -> tuple[weights.Rule, ...]:
+    """How the config's family names and stores its weights."""
+    return _FAMILY_RULES.get(config.model_type, ()) + _COMMON_RULES
 
 
 def load_target(
@@ -90,13 +135,13 @@ def load_target(
     target_dtype = parse_dtype(dtype)
     config = read_target_config(directory)
     checkpoint = SafetensorsDirectory(directory)
-    shapes = target_shapes(config, target_dtype)
+    shapes, rules = target_shapes(config, target_dtype), target_rules(config)
     places = None if mesh is None else target_shardings(config, mesh)
     ignored = (*_DERIVED_TENSORS, *([_LM_HEAD] if config.tie_word_embeddings else []))
-    weights.check_tensors(checkpoint, shapes, TARGET_RULES, ignored)
+    weights.check_tensors(checkpoint, shapes, rules, ignored)
     if config.tie_word_embeddings:
         _require_tied(checkpoint)
-    readers = weights.parameter_readers(checkpoint, shapes, TARGET_RULES, target_dtype)
+    readers = weights.parameter_readers(checkpoint, shapes, rules, target_dtype)
     return Target(config=config, params=weights.read_parameters(readers, places))
 
 
@@ -160,7 +205,7 @@ def save_target(
     tensors = weights.named_tensors(
         target.params,
         target_shapes(config, np.dtype(np.float32)),
-        TARGET_RULES,
+        target_rules(config),
         None if dtype is None else parse_dtype(dtype),
     )
     hf_config = families.target_config_to_hf(config)

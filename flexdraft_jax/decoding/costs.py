@@ -149,6 +149,8 @@ def profile_path(target: TargetConfig, draft: DraftConfig, dtype: DTypeLike) -> 
         "V": t.vocab_size,
         "r": draft.calibration_rank,
     }
+    if t.experts is not None:
+        sizes |= {"X": t.experts.number, "k": t.experts.per_token}
     kind = f"cpu{os.cpu_count()}" if device.platform == "cpu" else device.device_kind
     shape = "".join(f"{axis}{size}" for axis, size in sizes.items())
     name = f"{shape}-{kind.replace(' ', '_')}-{jnp.dtype(dtype).name}.json"
@@ -298,20 +300,32 @@ def estimate_costs(
         work = 2 * batch_size * tokens * (multiplied + cached * t.num_heads)
         return 1e3 * (traffic / speed.bandwidth + work / speed.flops)
 
+    def layer_weights(tokens: int) -> tuple[int, int]:
+        """Of a layer: read for so many tokens a row, and multiplied with each of them."""
+        tokens *= batch_size
+        return t.read_layer_weights(tokens), t.multiplied_layer_weights(tokens)
+
     def verify(num_drafts: int) -> float:
-        weights = layers * t.layer_weights + t.vocab_size * t.hidden_size
-        return milliseconds(weights, weights, num_drafts + 1, layers) + 1e3 * layers * overhead
+        read, multiplied = layer_weights(num_drafts + 1)
+        heads = t.vocab_size * t.hidden_size
+        return 1e3 * layers * overhead + milliseconds(
+            layers * read + heads, layers * multiplied + heads, num_drafts + 1, layers
+        )
 
     own = drafting * t.attention_weights
-    mask_weights = drafting * t.layer_weights
     heads = t.vocab_size * t.hidden_size
     heads += draft.calibration_rank * (2 * t.hidden_size + t.vocab_size)
     read_out = milliseconds(heads, heads, block_size - 1, 0)
-    one_group = milliseconds(mask_weights, mask_weights, block_size, drafting)
+    read, multiplied = layer_weights(block_size)
+    one_group = milliseconds(drafting * read, drafting * multiplied, block_size, drafting)
 
     def parallel(num_drafts: int) -> float:
         groups = num_drafts + 1
-        riding = milliseconds(own, mask_weights, groups * block_size, drafting)
+        masks = groups * block_size
+        # Weights are read for candidates and mask tokens at once; of experts, more of them.
+        both, multiplied = layer_weights(groups + masks)
+        read = own + drafting * (both - layer_weights(groups)[0])
+        riding = milliseconds(read, drafting * multiplied, masks, drafting)
         return verify(num_drafts) + riding + read_out
 
     buckets = flex_buckets(block_size)

@@ -79,6 +79,8 @@ def plan_memory(
     weights = sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
     cache = rows * row
     workspace = max(rows * step, reading_rows * read)
+    if c.experts is not None:
+        workspace += 3 * c.hidden_size * share.intermediate_size * item  # Fetched matrices.
     if mesh is not None and mesh.shape["fsdp"] > 1:
         # A weight is gathered when it is used.
         workspace += max(leaf.nbytes for leaf in leaves) // mesh.shape["tensor"]
@@ -167,10 +169,11 @@ class _Share(NamedTuple):
 def _share(config: TargetConfig, mesh: Mesh | None) -> _Share:
     parts = 1 if mesh is None else mesh.shape["tensor"]
     kv_heads = config.num_kv_heads
+    experts = 1 if config.experts is None else config.experts.number  # Tokens go through all.
     return _Share(
         num_heads=config.num_heads // parts,
         num_kv_heads=kv_heads if kv_heads % parts else kv_heads // parts,
-        intermediate_size=config.intermediate_size // parts,
+        intermediate_size=experts * config.intermediate_size // parts,
         vocab_size=config.vocab_size // parts,
     )
 

@@ -66,7 +66,7 @@ class DraftModel(nn.Module):
     def __call__(self) -> None:
         """Touches every parameter once; `init` needs that, nothing else does."""
         width = jnp.zeros((1, 1, self.config.hidden_size), self.dtype)
-        rope = rope_tables(self.config, jnp.zeros((1, 1), jnp.int32))
+        rope = rope_tables(self.config, jnp.zeros((1, 1), jnp.int32)).full
         for layer in self.layers:
             queries, _ = layer.qkv(width, rope)
             layer.output(queries)

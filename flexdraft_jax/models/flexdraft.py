@@ -100,9 +100,8 @@ class FlexDraft(nn.Module):
         fresh = []
         for index, layer in enumerate(self.target.layers):
             prefix = self._prefix(cache, index, length, positions)
-            x, layer_fresh = layer(
-                x, rope, masks.block_mask(tokens.shape[1], layer.window), [prefix]
-            )
+            mask = masks.block_mask(tokens.shape[1], layer.window)
+            x, layer_fresh = layer(x, rope.of(layer.window), mask, [prefix])
             x = self._lay(x)
             fresh.append(layer_fresh)
         return CleanPass(self._lay(self.target.final_norm(x)), tuple(fresh))
@@ -122,11 +121,11 @@ class FlexDraft(nn.Module):
         rope = rope_tables(self.config, positions)
         m = self._mask_tokens(length.shape[0], block_size)  # [B, n, E]
         for own, (index, layer) in zip(self.draft.layers, self._draft_layers(), strict=True):
-            queries, group = own.qkv(layer.input_norm(m), rope)
+            queries, group = own.qkv(layer.input_norm(m), rope.of(layer.window))
             prefix = self._prefix(cache, index, length, positions)
             group_mask = masks.own_group_mask(block_size, layer.window)
             values = attend(queries, [prefix, Part(group, group_mask)], self.backend)
-            m = self._lay(layer.feed_forward(m + own.output(values)))
+            m = self._lay(layer.after_attention(m, own.output(values)))
         return self._lay(self.target.final_norm(m))
 
     def parallel_pass(
@@ -160,9 +159,8 @@ class FlexDraft(nn.Module):
         fresh = []
         for index, layer in enumerate(self.target.layers[: self.split]):
             prefix = self._prefix(cache, index, length, positions)
-            x, layer_fresh = layer(
-                x, rope, masks.block_mask(num_candidates, layer.window), [prefix]
-            )
+            mask = masks.block_mask(num_candidates, layer.window)
+            x, layer_fresh = layer(x, rope.of(layer.window), mask, [prefix])
             x = self._lay(x)
             fresh.append(layer_fresh)
 
@@ -170,10 +168,10 @@ class FlexDraft(nn.Module):
         # the weights are the same.
         both = jnp.concatenate([x, self._mask_tokens(batch, num_groups * block_size)], axis=1)
         for own, (index, layer) in zip(self.draft.layers, self._draft_layers(), strict=True):
-            normed = layer.input_norm(both)  # [B, C + G * n, E]
-            queries, layer_fresh = layer.attention.qkv(normed[:, :num_candidates], rope)
-            group_queries, groups = own.qkv(normed[:, num_candidates:], group_rope)
             window = layer.window
+            normed = layer.input_norm(both)  # [B, C + G * n, E]
+            queries, layer_fresh = layer.attention.qkv(normed[:, :num_candidates], rope.of(window))
+            group_queries, groups = own.qkv(normed[:, num_candidates:], group_rope.of(window))
             values = attend(
                 queries,
                 [
@@ -195,7 +193,7 @@ class FlexDraft(nn.Module):
                 self.backend,
             )
             attended = [layer.attention.output(values), own.output(group_values)]
-            both = self._lay(layer.feed_forward(both + jnp.concatenate(attended, axis=1)))
+            both = self._lay(layer.after_attention(both, jnp.concatenate(attended, axis=1)))
             fresh.append(layer_fresh)
         both = self._lay(self.target.final_norm(both))
         groups_hidden = both[:, num_candidates:].reshape(batch, num_groups, block_size, -1)
@@ -215,7 +213,8 @@ class FlexDraft(nn.Module):
         x = self._lay(self.target.embed(tokens))
         fresh = []
         for layer in self.target.layers:
-            x, layer_fresh = layer(x, rope, masks.segment_span(segment_ids, layer.window))
+            span = masks.segment_span(segment_ids, layer.window)
+            x, layer_fresh = layer(x, rope.of(layer.window), span)
             x = self._lay(x)
             fresh.append(layer_fresh)
         constants = PackedPass(self._lay(self.target.final_norm(x)), tuple(fresh[self.split :]))
@@ -253,13 +252,13 @@ class FlexDraft(nn.Module):
             window = layer.window
             anchor_span = masks.anchor_span(segment_ids, anchors, block_size, window)
             group_mask = masks.own_group_mask(block_size, window)
-            queries, groups = own.qkv(layer.input_norm(m), rope)
+            queries, groups = own.qkv(layer.input_norm(m), rope.of(window))
             # The reference, as it has a gradient.
             values = attend(
                 queries,
                 [Part(clean.fresh[d], anchor_span), Part(groups, group_mask, num_anchors)],
             )
-            return model._lay(layer.feed_forward(m + own.output(values)))
+            return model._lay(layer.after_attention(m, own.output(values)))
 
         if remat:
             layer_pass = nn.remat(layer_pass, static_argnums=(1,))

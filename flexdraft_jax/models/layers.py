@@ -1,5 +1,6 @@
 """The parts of a decoder layer but attention: projections, norms, rotary embeddings, MLP."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -66,37 +67,64 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis; squares and mean in float32, as they decide."""
 
-    eps: float
+    config: TargetConfig
     axis: str = "embed"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., E] -> [..., E]."""
-        scale = weight(self, "scale", x.shape[-1:], (self.axis,), nn.initializers.ones, self.dtype)
+        c = self.config
+        init = nn.initializers.zeros if c.zero_centered_norms else nn.initializers.ones
+        scale = weight(self, "scale", x.shape[-1:], (self.axis,), init, self.dtype)
         wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + c.rms_norm_eps)
+        if c.zero_centered_norms:
+            # One plus the scale would not fit bfloat16.
+            return (wide * (1 + scale.astype(jnp.float32))).astype(x.dtype)
         return scale * wide.astype(x.dtype)
 
 
 class Rope(NamedTuple):
-    """Cosine and sine tables at some positions, each [B, T, 1, H], float32."""
+    """Cosine and sine tables at some positions, each [B, T, 1, R], float32.
+
+    R is what is rotated of a head, usually all of it.
+    """
 
     cos: jax.Array
     sin: jax.Array
 
 
-def rope_tables(config: TargetConfig, positions: jax.Array) -> Rope:
+class RopeTables(NamedTuple):
+    """Tables of the layers that see everything, and of those with a sliding window."""
+
+    full: Rope
+    windowed: Rope
+
+    def of(self, window: int | None) -> Rope:
+        """Those of a layer with this window."""
+        return self.full if window is None else self.windowed
+
+
+def rope_tables(config: TargetConfig, positions: jax.Array) -> RopeTables:
     """Rotary tables at `positions` [B, T]."""
-    angle = positions[..., None].astype(jnp.float32) * _rope_frequencies(config)  # [B, T, H / 2]
+    full = _rope(positions, _rope_frequencies(config))
+    if config.local_rope_theta is None:
+        return RopeTables(full, full)
+    local = dataclasses.replace(config, rope_theta=config.local_rope_theta, rope_scaling=None)
+    return RopeTables(full, _rope(positions, _rope_frequencies(local)))
+
+
+def _rope(positions: jax.Array, frequencies: np.ndarray) -> Rope:
+    angle = positions[..., None].astype(jnp.float32) * frequencies  # [B, T, R / 2]
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
     return Rope(jnp.cos(angle), jnp.sin(angle))
 
 
 @functools.lru_cache
 def _rope_frequencies(config: TargetConfig) -> np.ndarray:
-    """Radians per position of each of the H / 2 pairs, scaled as the config says."""
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    """Radians per position of each pair that is rotated, scaled as the config says."""
+    exponent = np.arange(0, config.rotary_dim, 2, dtype=np.float32) / config.rotary_dim
     frequency = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
     scaling = config.rope_scaling
     if scaling is None:
@@ -112,7 +140,10 @@ def _rope_frequencies(config: TargetConfig) -> np.ndarray:
 
 
 def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
-    """Rotates x [B, T, heads, H]; pair i is (x[i], x[i + H / 2]), as in Hugging Face models."""
+    """Rotates x [B, T, heads, H]; pair i is (x[i], x[i + R / 2]), as in Hugging Face models."""
+    rotated = rope.cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return jnp.concatenate([apply_rope(x[..., :rotated], rope), x[..., rotated:]], axis=-1)
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
     return (x * rope.cos + turned * rope.sin).astype(x.dtype)
@@ -134,8 +165,8 @@ class Attention(nn.Module):
         self.v_proj = linear(keys, ("embed", "kv_heads"), c.qkv_bias)
         self.o_proj = linear(c.hidden_size, ("heads", "embed"), c.o_bias)
         if c.qk_norm:
-            self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", self.dtype)
-            self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", self.dtype)
+            self.q_norm = RMSNorm(c, "head_dim", self.dtype)
+            self.k_norm = RMSNorm(c, "head_dim", self.dtype)
 
     def qkv(self, x: jax.Array, rope: Rope) -> tuple[jax.Array, KeysValues]:
         """x: [B, T, E] -> queries [B, T, N, H], keys and values [B, K, T, H]."""
@@ -145,6 +176,10 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = apply_rope(queries, rope), apply_rope(keys, rope)
+        scalar = self.config.query_pre_attn_scalar
+        if scalar is not None:
+            # Beside what attention divides by.
+            queries = queries * (self.config.head_dim / scalar) ** 0.5
         # Where a token overflows, its keys tell all who see it. To the others its values have the
         # weight 0, and 0 * NaN would be NaN.
         values = jnp.where(jnp.isnan(keys), 0, values)
@@ -158,8 +193,14 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], num_heads, self.config.head_dim)
 
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+}
+
+
 class MLP(nn.Module):
-    """Gated MLP: `down(silu(gate(x)) * up(x))`."""
+    """Gated MLP: `down(act(gate(x)) * up(x))`."""
 
     config: TargetConfig
     dtype: DTypeLike = jnp.float32
@@ -171,4 +212,6 @@ class MLP(nn.Module):
         linear = functools.partial(Linear, use_bias=c.mlp_bias, dtype=self.dtype)
         gate = linear(c.intermediate_size, ("embed", "mlp"), name="gate_proj")(x)
         up = linear(c.intermediate_size, ("embed", "mlp"), name="up_proj")(x)
-        return linear(c.hidden_size, ("mlp", "embed"), name="down_proj")(nn.silu(gate) * up)
+        return linear(c.hidden_size, ("mlp", "embed"), name="down_proj")(
+            ACTIVATIONS[c.hidden_act](gate) * up
+        )

@@ -16,6 +16,7 @@ from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models import masks
 from flexdraft_jax.models.attention import REFERENCE, Backend, Part, attend
 from flexdraft_jax.models.cache import KeysValues
+from flexdraft_jax.models.experts import ExpertMLP
 from flexdraft_jax.models.layers import (
     MLP,
     Attention,
@@ -41,11 +42,14 @@ class DecoderLayer(nn.Module):
 
     def setup(self) -> None:
         """Declares the parameters."""
-        norm = functools.partial(RMSNorm, self.config.rms_norm_eps, "embed", self.dtype)
+        norm = functools.partial(RMSNorm, self.config, "embed", self.dtype)
         self.input_norm = norm()
         self.attention = Attention(self.config, self.dtype)
         self.post_attention_norm = norm()
-        self.mlp = MLP(self.config, self.dtype)
+        self.mlp = (MLP if self.config.experts is None else ExpertMLP)(self.config, self.dtype)
+        if self.config.output_norms:
+            self.attention_output_norm = norm()
+            self.mlp_output_norm = norm()
 
     def __call__(
         self,
@@ -58,7 +62,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             x: [B, T, E].
-            rope: at the tokens' positions.
+            rope: this layer's, at the tokens' positions.
             mask: broadcasts to [B, T, T].
             prefix: what lies before these tokens: the cache.
 
@@ -67,11 +71,25 @@ class DecoderLayer(nn.Module):
         """
         queries, fresh = self.attention.qkv(self.input_norm(x), rope)
         values = attend(queries, [*prefix, Part(fresh, mask)], self.backend)
-        return self.feed_forward(x + self.attention.output(values)), fresh
+        return self.after_attention(x, self.attention.output(values)), fresh
 
-    def feed_forward(self, x: jax.Array) -> jax.Array:
-        """The half of the layer behind attention: x [B, T, E] -> [B, T, E]."""
-        return x + self.mlp(self.post_attention_norm(x))
+    def after_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The rest of the layer, for the target's own attention and for a draft's.
+
+        Args:
+            x: [B, T, E], what the layer was given.
+            attended: [B, T, E], what attention made of it.
+
+        Returns:
+            [B, T, E]
+        """
+        x = self.add_attention(x, attended)
+        out = self.mlp(self.post_attention_norm(x))
+        return x + (self.mlp_output_norm(out) if self.config.output_norms else out)
+
+    def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The residual around attention, [B, T, E]."""
+        return x + (self.attention_output_norm(attended) if self.config.output_norms else attended)
 
 
 class TargetModel(nn.Module):
@@ -84,11 +102,11 @@ class TargetModel(nn.Module):
     def setup(self) -> None:
         """Declares the parameters."""
         c = self.config
-        self.embed = Embedding(c.vocab_size, c.hidden_size, self.dtype)
+        self.embed = Embedding(c, self.dtype)
         self.layers = [
             DecoderLayer(c, window, self.dtype, self.backend) for window in c.layer_windows
         ]
-        self.final_norm = RMSNorm(c.rms_norm_eps, "embed", self.dtype)
+        self.final_norm = RMSNorm(c, "embed", self.dtype)
         if not c.tie_word_embeddings:
             self.lm_head = Linear(c.vocab_size, ("embed", "vocab"), dtype=self.dtype)
 
@@ -116,7 +134,7 @@ class TargetModel(nn.Module):
         x = self.embed(tokens)  # [B, T, E]
         rope = rope_tables(self.config, positions)
         for layer in self.layers:
-            x, _ = layer(x, rope, masks.segment_span(segment_ids, layer.window))
+            x, _ = layer(x, rope.of(layer.window), masks.segment_span(segment_ids, layer.window))
         return self.logits(self.final_norm(x))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -129,19 +147,22 @@ class TargetModel(nn.Module):
 class Embedding(nn.Module):
     """The token table, which a tied LM head reads a second time."""
 
-    vocab_size: int
-    features: int
+    config: TargetConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Declares the table [V, E]."""
-        init = nn.initializers.normal(self.features**-0.5)
-        shape = (self.vocab_size, self.features)
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        init = nn.initializers.normal(self.config.hidden_size**-0.5)
         self.embedding = weight(self, "embedding", shape, ("vocab", "embed"), init, self.dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens: [...] -> [..., E]."""
-        return self.embedding[tokens]
+        embedded = self.embedding[tokens]
+        if self.config.scale_embeddings:
+            # The factor is rounded too, as in Hugging Face.
+            return embedded * jnp.asarray(self.config.hidden_size**0.5, embedded.dtype)
+        return embedded
 
     def attend(self, hidden: jax.Array) -> jax.Array:
         """hidden: [..., E] -> logits [..., V] float32."""

@@ -23,6 +23,7 @@ LOGICAL_AXES = {
     "kv_heads": "K, or K*H in a projection",
     "head_dim": "H",
     "mlp": "F",
+    "experts": "X",
     "vocab": "V",
     "calibration_in": "2E, bonus embedding and hidden state",
     "calibration_rank": "r",

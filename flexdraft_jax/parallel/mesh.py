@@ -35,6 +35,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    # Each device has its part of every expert, so that none waits for another.
+    "experts": (),
     "vocab": ("tensor",),
     # The calibration's two matrices [2E, r] and [r, V]: both are spread over both axes.
     "calibration_in": ("tensor",),

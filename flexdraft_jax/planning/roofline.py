@@ -188,7 +188,7 @@ class DecodeWork:
     def _layers(self, tokens: int, count: int, batch_size: int) -> Work:
         """Whole layers: the target's own, or with the draft's attention, which is as large."""
         t, rows = self.target, self._rows(batch_size)
-        matrices = self._matrix(t.layer_weights, rows * tokens)
+        matrices = self._layer(tokens, batch_size)
         attention = self._attention(rows, tokens, self.num_slots + tokens)
         weights = self._gathered(t.layer_weights, count)
         sums = self._sums(rows * tokens, 2 * count)
@@ -200,9 +200,12 @@ class DecodeWork:
         t, rows, count = self.target, self._rows(batch_size), self.draft.num_draft_layers
         masks = groups * self.block_size
         own = self._matrix(t.attention_weights, rows * masks)
-        mlp = self._matrix(t.layer_weights - t.attention_weights, rows * masks)
+        # Of experts, those that the candidates alone would not have read are read as well.
+        both, candidates = (self._layer(x, batch_size) for x in (groups + masks, groups))
+        flops = both.flops - candidates.flops - own.flops
+        mlp = Part(flops, both.traffic - candidates.traffic)
         attention = self._attention(rows, masks, self.num_slots + groups + self.block_size)
-        parts = (own, Part(mlp.flops, 0), attention)
+        parts = (own, mlp, attention)
         weights = self._gathered(t.attention_weights, count)
         # Behind the MLP they are summed up together with the candidates: more bytes, no more sums.
         sums = self._sums(2 * rows * masks, count)
@@ -225,6 +228,12 @@ class DecodeWork:
         """Of as many entries, whole, read once and multiplied with the tokens of a chip."""
         own = weights / self.mesh.tensor
         return Part(2 * tokens * own, self._item * own)
+
+    def _layer(self, tokens: int, batch_size: int) -> Part:
+        """The matrices of a layer; tokens of each row. Experts are read for those of all rows."""
+        t, own, everywhere = self.target, self._rows(batch_size) * tokens, batch_size * tokens
+        multiplied = self._matrix(t.multiplied_layer_weights(everywhere), own)
+        return Part(multiplied.flops, self._matrix(t.read_layer_weights(everywhere), own).traffic)
 
     def _attention(self, rows: int, queries: int, keys: int) -> Part:
         """The cache of a layer, read once; fresh keys and values are written to it."""

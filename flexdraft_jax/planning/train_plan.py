@@ -91,6 +91,7 @@ def train_work(case: TrainCase) -> Work:
         batch_size=batch,
         length=case.sequence_length,
         anchors=config.anchors,
+        all_experts=True,
     )
     item = jnp.dtype(config.step.compute_dtype).itemsize
     chunks = config.anchors // (config.step.chunk or config.anchors)

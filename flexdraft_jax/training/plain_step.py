@@ -17,7 +17,7 @@ from flexdraft_jax.models import masks
 from flexdraft_jax.models.attention import Part, attend
 from flexdraft_jax.models.cache import KeysValues
 from flexdraft_jax.models.flexdraft import FlexDraft
-from flexdraft_jax.models.layers import Rope, rope_tables
+from flexdraft_jax.models.layers import RopeTables, rope_tables
 from flexdraft_jax.training.anchors import Groups
 from flexdraft_jax.training.config import ObjectiveConfig
 from flexdraft_jax.training.objectives import SlotScores, mean_loss, score_slots
@@ -65,7 +65,7 @@ def _hidden(model: FlexDraft, rows: Rows, groups: Groups) -> tuple[jax.Array, ja
     x = model.target.embed(rows.tokens)
     for layer in model.target.layers[: model.split]:
         mask = masks.segment_mask(rows.segment_ids, rows.positions, layer.window)
-        x, _ = layer(x, rope, mask)
+        x, _ = layer(x, rope.of(layer.window), mask)
 
     masked = jnp.broadcast_to(model.draft.mask_embedding, (batch, num_anchors * n, x.shape[-1]))
     both = jnp.concatenate([x, masked], axis=1)  # [B, T + A * n, E]
@@ -79,8 +79,8 @@ def _layer(
     model: FlexDraft,
     d: int,
     both: jax.Array,
-    rope: Rope,
-    group_rope: Rope,
+    rope: RopeTables,
+    group_rope: RopeTables,
     rows: Rows,
     groups: Groups,
 ) -> jax.Array:
@@ -88,15 +88,15 @@ def _layer(
     own, layer = model.draft.layers[d], model.target.layers[model.split + d]
     length = rows.tokens.shape[1]
     normed = layer.input_norm(both)
-    queries, kv = layer.attention.qkv(normed[:, :length], rope)
-    group_queries, group_kv = own.qkv(normed[:, length:], group_rope)
+    queries, kv = layer.attention.qkv(normed[:, :length], rope.of(layer.window))
+    group_queries, group_kv = own.qkv(normed[:, length:], group_rope.of(layer.window))
     all_kv = KeysValues(*(jnp.concatenate(pair, 2) for pair in zip(kv, group_kv, strict=True)))
     values = attend(
         jnp.concatenate([queries, group_queries], axis=1),
         [Part(all_kv, _mask(rows, groups, layer.window))],
     )
     attended = [layer.attention.output(values[:, :length]), own.output(values[:, length:])]
-    return layer.feed_forward(both + jnp.concatenate(attended, axis=1))
+    return layer.after_attention(both, jnp.concatenate(attended, axis=1))
 
 
 def _mask(rows: Rows, groups: Groups, window: int | None) -> jax.Array:

@@ -113,6 +113,10 @@ def test_shapes_are_told_as_they_are_stored(copy_of):
         ("llama-linear-bias", {"attention_bias": False}),
         ("mistral-window", {"model_type": "qwen3"}),  # has no q/k norms
         ("mistral-window", {"num_hidden_layers": 2}),
+        ("phi3-window", {"num_key_value_heads": 4}),
+        ("gemma3_text-window", {"head_dim": 8}),
+        ("qwen3_moe", {"num_experts": 5}),
+        ("qwen3_moe", {"num_experts": 7}),
         ("mistral-window", {"tie_word_embeddings": True, "vocab_size": 127}),
     ],
 )

@@ -1,6 +1,7 @@
 """Loading straight to shards, on eight devices of a process of its own."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import safetensors.numpy
 
 import flexdraft_jax as fd
 from flexdraft_jax.checkpoints.families import target_config_to_hf
-from flexdraft_jax.checkpoints.hf import TARGET_RULES
-from flexdraft_jax.checkpoints.weights import flatten, place
+from flexdraft_jax.checkpoints.hf import target_rules
+from flexdraft_jax.checkpoints.weights import flatten, place, stored_shapes
 from flexdraft_jax.models.target import target_shapes
 
 _LOAD = """
@@ -64,10 +65,11 @@ def _write(directory: Path, config: fd.TargetConfig) -> None:
     shapes = flatten(target_shapes(config))
     pool = np.random.default_rng(0).normal(size=max(x.size for x in shapes.values()))
     pool = pool.astype(np.float32) * 0.02
-    tensors = {}
-    for path, placement in place(target_shapes(config), TARGET_RULES).items():
-        shape = shapes[path].shape[::-1] if placement.transpose else shapes[path].shape
-        tensors[placement.name] = pool[: shapes[path].size].reshape(shape)
+    placements = place(target_shapes(config), target_rules(config))
+    tensors = {
+        name: pool[: math.prod(shape)].reshape(shape)
+        for name, shape in stored_shapes(target_shapes(config), placements).items()
+    }
     index = {}
     names = sorted(tensors)
     for first in range(0, len(names), 20):

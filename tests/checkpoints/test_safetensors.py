@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,7 +18,16 @@ from flexdraft_jax.checkpoints.safetensors import (
     require_finite,
     write_safetensors,
 )
-from flexdraft_jax.checkpoints.weights import ParameterReader, Placement
+from flexdraft_jax.checkpoints.weights import (
+    ParameterReader,
+    Placement,
+    Rule,
+    check_tensors,
+    flatten,
+    named_tensors,
+    parameter_readers,
+    read_parameters,
+)
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -217,3 +227,45 @@ def test_writing_nan_is_refused_and_writes_nothing(tmp_path):
 def test_parse_dtype_refuses(dtype):
     with pytest.raises(ValueError, match="dtype=.*must be one of 'float32', 'bfloat16'"):
         parse_dtype(dtype)
+
+
+def test_parameters_that_share_a_tensor_and_tensors_that_make_up_a_parameter(tmp_path):
+    """Each part of each parameter is that of the whole, and what is written is what was read."""
+    rules = (
+        Rule("q", "qk", transpose=True),
+        Rule("k", "qk", transpose=True),
+        Rule(r"experts/(\w+)", r"mlp.{}.\1", transpose=True),
+    )
+    shapes = {
+        "q": jax.ShapeDtypeStruct((3, 4), np.float32),
+        "k": jax.ShapeDtypeStruct((3, 2), np.float32),
+        "experts": {"up": jax.ShapeDtypeStruct((5, 3, 2), np.float32)},
+    }
+    rng = np.random.default_rng(0)
+    tensors = {"qk": rng.normal(size=(6, 3))} | {
+        f"mlp.{i}.up": rng.normal(size=(2, 3)) for i in range(5)
+    }
+    tensors = {name: x.astype(np.float32) for name, x in tensors.items()}
+    write_safetensors(tmp_path, tensors)
+    checkpoint = SafetensorsDirectory(tmp_path)
+    check_tensors(checkpoint, shapes, rules, ())
+    readers = parameter_readers(checkpoint, shapes, rules, np.dtype(np.float32))
+    params = read_parameters(readers)
+    np.testing.assert_array_equal(params["q"], tensors["qk"][:4].T)
+    np.testing.assert_array_equal(params["k"], tensors["qk"][4:].T)
+    np.testing.assert_array_equal(params["experts"]["up"][3], tensors["mlp.3.up"].T)
+    for path, leaf in flatten(params).items():
+        assert readers[path].shape == leaf.shape
+        index = (slice(1, 3), slice(None, 2), slice(1, None))[: leaf.ndim]
+        np.testing.assert_array_equal(readers[path](index), leaf[index])
+    written = named_tensors(params, shapes, rules, None)
+    assert written.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(written[name], tensor)
+
+    wider = shapes | {"k": jax.ShapeDtypeStruct((3, 3), np.float32)}
+    with pytest.raises(ValueError, match=r"qk: has shape \(6, 3\), expected shape \(7, 3\)"):
+        check_tensors(checkpoint, wider, rules, ())
+    more = shapes | {"experts": {"up": jax.ShapeDtypeStruct((6, 3, 2), np.float32)}}
+    with pytest.raises(ValueError, match=r"mlp.5.up: missing, expected shape \(2, 3\)"):
+        check_tensors(checkpoint, more, rules, ())

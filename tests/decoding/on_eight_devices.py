@@ -185,6 +185,25 @@ def test_rows_that_do_not_divide(target, draft, prompts, schedule, watched):
     assert {"read", "run"} | ({"resize"} if schedule != "ar" else set()) == set(watched)
 
 
+@pytest.mark.slow
+def test_what_only_some_families_have(prompts, every_feature):
+    config = dataclasses.replace(CONFIG, **every_feature)
+    target = fd.init_target(config, jax.random.key(3))
+    target = dataclasses.replace(target, params=_noisy(target.params, 0.15, seed=4))
+    draft = fd.init_draft(
+        target, num_draft_layers=1, block_size=5, calibration_rank=8, rng=jax.random.key(5)
+    )
+    mesh = make_mesh(2, 2, 2)
+    there = spread_target(target, mesh), spread_draft(draft, config, mesh)
+    requests = check_requests(config, prompts, 12, 0.3, None)
+    tokens = []
+    for models in ((target, draft), there):
+        decoding = start(*models, requests, "parallel", sizes=Sizes(16, 64, 64))
+        decoding.advance()
+        tokens.append(decoding.output().tokens)
+    assert tokens[0] == tokens[1]
+
+
 def test_attention_by_the_kernel(target, draft, prompts):
     """Rows and heads are spread: the kernel sees a part of both."""
     mesh = make_mesh(2, 2, 2)

@@ -18,8 +18,13 @@ from flexdraft_jax.models.target import TargetModel, target_logical_axes, target
 SLOTS, LENGTH, N = 24, 10, 4
 
 
-@pytest.fixture(scope="module", params=[None, 6], ids=["full", "window"])
-def setup(request):
+@pytest.fixture(
+    scope="module",
+    # A window is among the features; by itself it is a second look.
+    params=["full", pytest.param("window", marks=pytest.mark.slow), "every feature"],
+)
+def setup(request, every_feature):
+    window = None if request.param == "full" else 6
     config = fd.TargetConfig(
         model_type="qwen3",
         vocab_size=40,
@@ -30,7 +35,8 @@ def setup(request):
         num_kv_heads=2,
         head_dim=8,
         qk_norm=True,
-        layer_windows=(None, request.param, request.param),
+        layer_windows=(None, window, None if request.param == "every feature" else window),
+        **(every_feature if request.param == "every feature" else {}),
     )
     target = fd.init_target(config, jax.random.key(0))
     draft = fd.init_draft(

@@ -1,11 +1,20 @@
 """Counts of a step, against numbers worked out by hand."""
 
+import dataclasses
+
 import pytest
 
-from flexdraft_jax.config import DraftConfig, TargetConfig
+from flexdraft_jax.config import DraftConfig, Experts, TargetConfig
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.parallel.devices import Device
-from flexdraft_jax.planning.roofline import DecodeWork, Message, Spread, crossover, plain_batch
+from flexdraft_jax.planning.roofline import (
+    DecodeWork,
+    Message,
+    Part,
+    Spread,
+    crossover,
+    plain_batch,
+)
 
 _TARGET = TargetConfig("qwen3", 1000, 64, 128, 3, 8, 4, 16)
 _DRAFT = DraftConfig(num_draft_layers=2, block_size=4, calibration_rank=10)
@@ -70,6 +79,30 @@ def test_the_two_schedules() -> None:
         assert min(times, key=times.__getitem__) == (
             "parallel" if faster is parallel else "sequential"
         )
+
+
+def test_of_experts_those_of_a_steps_tokens_are_read() -> None:
+    """Ten of which each token takes two: few tokens fetch theirs, many go through all."""
+    target = dataclasses.replace(_TARGET, experts=Experts(number=10, per_token=2, normalize=True))
+    mlp = 3 * 64 * 128
+    attention = _LAYER - mlp + 64 * 10  # And the router.
+
+    def layer(schedule: str, num_drafts: int, batch_size: int) -> Part:
+        counts = DecodeWork(target, _DRAFT, 4, "bfloat16", _ONE, num_slots=100)
+        return counts.step(Variant(schedule, num_drafts), batch_size).parts[0]
+
+    for batch_size, read, multiplied in ((1, 2, 2), (5, 10, 2), (6, 10, 10)):
+        found = layer("ar", 0, batch_size)
+        assert found.traffic == 2 * (attention + read * mlp)
+        assert found.flops == 2 * batch_size * (attention + multiplied * mlp)
+    # Four candidates take eight experts at most; with their sixteen mask tokens, all ten.
+    counts = DecodeWork(target, _DRAFT, 4, "bfloat16", _ONE, num_slots=100)
+    candidates, _, _, own, riding, *_ = counts.step(Variant("parallel", 3), 1).parts
+    assert candidates.traffic + riding.traffic == 2 * (attention + 10 * mlp)
+    own_attention = _LAYER - mlp
+    assert own.traffic == 2 * own_attention
+    flops = candidates.flops + own.flops + riding.flops
+    assert flops == 2 * 20 * (attention + 10 * mlp)
 
 
 def test_a_part_takes_its_arithmetic_or_its_traffic_and_messages_come_on_top() -> None:

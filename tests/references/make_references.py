@@ -1,12 +1,14 @@
 """Writes the reference models and what Hugging Face computes with them.
 
-    python tests/references/make_references.py
+    python tests/references/make_references.py [CASE ...]
 
-Needs torch. Each folder beside this file gets a tiny random model as a Hugging Face directory and
-`expected.npz`: the outputs of every sub-module for fixed tokens, and greedy continuations.
+Writes all cases, or those named. Needs torch. Each folder beside this file gets a tiny random model
+as a Hugging Face directory and `expected.npz`: the outputs of every sub-module for fixed tokens,
+and greedy continuations.
 """
 
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,33 @@ CASES: dict[str, dict[str, Any]] = {
         rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0},
     ),
     "mistral-window": dict(head_dim=16, sliding_window=8),
+    # RoPE rotates 6 of the 48 / 4 entries of a head.
+    "phi3-window": dict(
+        sliding_window=8,
+        pad_token_id=None,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 500.0,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    "gemma3_text-window": dict(
+        head_dim=16,
+        query_pre_attn_scalar=12,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "qwen3_moe": dict(
+        head_dim=16,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+    ),
 }
 
 
@@ -77,7 +106,11 @@ def build_model(
         for path, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if path.endswith("norm.weight"):
-                values = 1 + 0.3 * noise
+                # Gemma's norms add the 1 by themselves. Its last makes up for the small table.
+                large = 3 if path == "model.norm.weight" else 0
+                values = (large if name.startswith("gemma") else 1) + 0.3 * noise
+            elif name.startswith("gemma") and "embed_tokens" in path:
+                values = 0.05 * noise  # It is scaled up, and would repeat itself through its head.
             else:
                 values = noise * (0.3 if path.endswith(("bias", "lm_head.weight")) else 0.2)
             weight.copy_(values.to(precision))
@@ -135,8 +168,8 @@ def greedy(
 
 
 def main() -> None:
-    """Writes every folder anew."""
-    for name in CASES:
+    """Writes the folders anew."""
+    for name in sys.argv[1:] or CASES:
         for seed in range(100):
             model, tokens = build_model(name, seed), make_tokens(name, seed)
             new_ids, margin = greedy(model, tokens[:, :PROMPT_LENGTH])

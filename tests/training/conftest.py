@@ -1,10 +1,12 @@
 """Tiny configurations, and one tiny target that several tests share."""
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +111,7 @@ def random_params(shapes: Params, seed: int) -> Params:
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         noise = rng.normal(size=leaf.shape).astype(np.float32)
         # Matrices keep the size of what they multiply; vectors are mostly scales of norms.
-        return jnp.asarray(noise / leaf.shape[0] ** 0.5 if leaf.ndim == 2 else 1 + 0.1 * noise)
+        return jnp.asarray(noise / leaf.shape[-2] ** 0.5 if leaf.ndim >= 2 else 1 + 0.1 * noise)
 
     return jax.tree.map(draw, shapes)
 
@@ -129,6 +131,14 @@ def step_target() -> Target:
         qk_norm=True,
         tie_word_embeddings=True,
     )
+    return Target(config, random_params(target_shapes(config), seed=0))
+
+
+@pytest.fixture(scope="session")
+def special_target(step_target: Target, every_feature: dict[str, Any]) -> Target:
+    """Like `step_target`, with all that only some families have."""
+    changes = {"layer_windows": (None, 7, None), **every_feature}
+    config = dataclasses.replace(step_target.config, **changes)
     return Target(config, random_params(target_shapes(config), seed=0))
 
 

@@ -54,6 +54,25 @@ def test_loss_falls_and_the_target_stays(
     assert jax.tree.all(moved), "every draft parameter is reached by the gradient"
 
 
+def test_every_feature_of_every_family_trains(
+    draft_config: TrainDraftConfig, special_target: Target, step_rows: Rows
+) -> None:
+    draft = fd.init_draft(
+        special_target, num_draft_layers=2, block_size=_N, calibration_rank=8, rng=jax.random.key(0)
+    )
+    train = dataclasses.replace(draft_config.train, steps=30, learning_rate=1e-2)
+    draft_config = dataclasses.replace(draft_config, train=train, model=draft.config)
+    step = make_draft_step(draft_config, special_target, make_optimizer(train))
+    state = _state(draft_config, draft)
+    losses = []
+    for _ in range(25):
+        state, metrics = step(state, step_rows)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.params, draft.params)
+    assert jax.tree.all(moved)
+
+
 def test_state_holds_three_copies_of_the_draft_and_nothing_of_the_target(
     draft_config: TrainDraftConfig, step_draft: Draft
 ) -> None:

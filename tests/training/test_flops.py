@@ -1,5 +1,6 @@
 """Counted arithmetic against the products of matrices in the traced programs."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from flexdraft_jax.config import DraftConfig
+from flexdraft_jax.config import DraftConfig, Experts
 from flexdraft_jax.models.draft import Draft, draft_shapes
 from flexdraft_jax.models.target import Target, TargetModel, target_shapes
 from flexdraft_jax.training.config import (
@@ -72,17 +73,21 @@ def test_of_a_target_step() -> None:
     assert expected == pytest.approx(traced, rel=0.05)
 
 
-def test_of_a_draft_step() -> None:
+@pytest.mark.parametrize("experts", [None, Experts(number=4, per_token=2, normalize=True)])
+def test_of_a_draft_step(experts: Experts | None) -> None:
+    of_target = dataclasses.replace(_TARGET, experts=experts)
     draft_config = DraftConfig(num_draft_layers=2, block_size=4, calibration_rank=16)
     config = TrainDraftConfig(model=draft_config, train=_TRAIN, anchors=_ANCHORS)
-    target = Target(_TARGET, _zeros(target_shapes(_TARGET)))
-    draft = Draft(draft_config, _zeros(draft_shapes(_TARGET, draft_config)))
+    target = Target(of_target, _zeros(target_shapes(of_target)))
+    draft = Draft(draft_config, _zeros(draft_shapes(of_target, draft_config)))
     step = make_draft_step(config, target, make_optimizer(_TRAIN))
     traced = _matmul_flops(jax.make_jaxpr(step)(_state(draft.params), _ROWS).jaxpr)
-    expected = draft_step_flops(
-        _TARGET, draft_config, batch_size=_BATCH, length=_LENGTH, anchors=_ANCHORS
-    )
-    assert expected == pytest.approx(traced, rel=0.05)
+    sizes = {"batch_size": _BATCH, "length": _LENGTH, "anchors": _ANCHORS}
+    done = draft_step_flops(of_target, draft_config, **sizes, all_experts=True)
+    assert done == pytest.approx(traced, rel=0.05)
+    # Two of four experts are needed, and counted for the MFU.
+    needed = draft_step_flops(of_target, draft_config, **sizes)
+    assert (needed < 0.8 * done) if experts else (needed == done)
 
 
 @pytest.mark.parametrize(
