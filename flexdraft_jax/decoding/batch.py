@@ -25,8 +25,8 @@ from flexdraft_jax.decoding.rows import (
     GenerateOutput,
     nan_message,
     padded,
-    row_settings,
     read_output,
+    row_settings,
 )
 from flexdraft_jax.decoding.sharing import check_mesh, fill_up
 from flexdraft_jax.decoding.sizes import Sizes, prompt_chunk, sizes_for, slot_bucket

@@ -4,9 +4,9 @@ Decoding is taken for a process that goes on for ever, and the step is chosen th
 tokens per millisecond in the long run. Whatever is chosen, greedy and coupled tokens are the same.
 
 A draft may be accepted with the probability that its confidence and those before it promise
-together, corrected by how far the row's past drafts have kept such promises. The correction knows
-past verdicts alone, never a draft of the block that is to be verified: rejection would be biased
-otherwise.
+together, corrected by how far the batch's past drafts have kept such promises: that is a trait of
+the draft, where a row by itself shows luck besides. The correction knows past verdicts alone, never
+a draft of the block that is to be verified: rejection would be biased otherwise.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from flexdraft_jax.parallel.axes import array_field
 # What is left of a sum after each step: ten blocks are remembered, and fifty verdicts, which
 # depend on luck.
 _BLOCK_DECAY, _VERDICT_DECAY = 0.9, 0.98
-# A row without a past is trusted as if this many promised drafts had been accepted.
+# A batch without a past is trusted as if this many promised drafts had been accepted.
 _PRIOR = 64.0
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
@@ -34,7 +34,7 @@ _PATIENCE = 12, 255
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
 # Standard deviations by which the last of B equal rows is late, in units of sqrt(2 log B).
-_LATENESS = 0.75
+_LATENESS = 0.5
 
 
 @flax.struct.dataclass
@@ -146,7 +146,7 @@ def choose_variant(
     """
     costs, active = flex_costs.costs, remaining > 0
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
-    trust = ((_PRIOR + history.accepted) / (_PRIOR + history.expected))[:, None]  # [B, 1]
+    trust = (_PRIOR + jnp.sum(history.accepted)) / (_PRIOR + jnp.sum(history.expected))
     usual = trust * history.survival / history.blocks[:, None]
     weight, pace = _wait_for_last(usual, remaining)
     weight = jnp.where(flex_costs.refilled, active, weight)

@@ -66,9 +66,7 @@ def read_output(state: DecodeState, wanted: slice) -> GenerateOutput:
         state.num_steps,
         state.finish_reason,
     )
-    tokens, emitted, acceptance, verify, steps, reason = (
-        array[wanted] for array in to_host(small)
-    )
+    tokens, emitted, acceptance, verify, steps, reason = (array[wanted] for array in to_host(small))
     return GenerateOutput(
         tokens=[row[:k].tolist() for row, k in zip(tokens, emitted, strict=True)],
         acceptance_lengths=[r[:k].tolist() for r, k in zip(acceptance, steps, strict=True)],

@@ -142,8 +142,11 @@ def test_rows_are_weighed_together_and_finished_ones_not_at_all():
 def test_promises_that_were_not_kept_are_believed_no_more():
     costs, curve = [1.0, 1.5, 2.0, 2.4], [0.9, 0.8, 0.7, 0.6]
     assert DRAFTS[chosen(costs, curve, curve)]
-    assert not DRAFTS[chosen(costs, curve, curve, accepted=[1.0], expected=[25.0])]
-    assert DRAFTS[chosen(costs, curve, curve, accepted=[25.0], expected=[25.0])]
+    assert not DRAFTS[chosen(costs, curve, curve, accepted=[4.0], expected=[100.0])]
+    assert DRAFTS[chosen(costs, curve, curve, accepted=[100.0], expected=[100.0])]
+    # One row's bad luck is not the draft's fault.
+    rows, kept = [curve] * 5, [100.0] * 4
+    assert DRAFTS[chosen(costs, rows, rows, accepted=[4.0, *kept], expected=[100.0, *kept])]
 
 
 def test_drafting_is_tried_again_after_a_while():
