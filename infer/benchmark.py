@@ -187,7 +187,7 @@ def compare(before: str, after: str) -> None:
     for table in comparison.tables():
         console.print(table.to_rich())
     if comparison.regressions:
-        raise SystemExit(f"{len(comparison.regressions)} rows became worse")
+        raise SystemExit("\n".join(map(str, comparison.regressions)))
 
 
 if __name__ == "__main__":

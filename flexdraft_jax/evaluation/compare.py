@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flexdraft_jax.evaluation.decode_tables import without_threads
+from flexdraft_jax.evaluation.decode_tables import prompts_name, without_threads
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Spread
 
@@ -104,6 +104,12 @@ class Change:
         }
         text = ", ".join(word for word, true in said.items() if true)
         return f"REGRESSION: {text}" if self.is_regression else text
+
+    def __str__(self) -> str:
+        what = "step" if self.is_step else prompts_name(self.domain)
+        drawn = f", temperature {self.temperature:g}" if self.temperature else ""
+        where = f"{what}, {self.method}, batch {self.batch_size}, n = {self.block_size}{drawn}"
+        return f"{where}: {self.verdict} ({_percent_change(self)})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +264,7 @@ _STEP_COLUMNS = ("step", "batch", "n", "ms before", "after", "change", "")
 
 def _call_cells(c: Change) -> tuple[str, ...]:
     return (
-        c.domain.replace("_", " "),
+        prompts_name(c.domain),
         "plain decoding" if c.method == "ar" else c.method,
         str(c.batch_size),
         str(c.block_size),

@@ -91,11 +91,13 @@ def plot_tau(rows: Sequence[DecodeRow], path: str) -> None:
     width = 0.8 / len(names)
     for place, name in enumerate(names):
         left = place * width - 0.4 + width / 2
-        bars = {}
+        bars: dict[float, float] = {}
         for x, of_domain in enumerate(panels.values()):
             of_method = [row for row in of_domain if method_name(row) == name]
             if of_method:
-                bars[x + left] = min(of_method, key=lambda row: row.batch_size).tau
+                smallest = min(of_method, key=lambda row: row.batch_size)
+                assert smallest.tau is not None  # Of `drafting` alone.
+                bars[x + left] = smallest.tau
         axes.bar(list(bars), list(bars.values()), width, label=name)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(panels)), list(panels))

@@ -88,7 +88,7 @@ def test_the_cache_of_datasets_is_read(caches) -> None:
 
 
 def test_array_records_of_tfds_are_read(caches) -> None:
-    with tfds.core.registered.skip_registering():
+    with tfds.core.registered.skip_registration():
 
         class Gsm8k(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("1.0.0")

@@ -54,7 +54,7 @@ def test_flex_may_trade_tau_for_speed() -> None:
 def test_a_dearer_step_is_a_regression() -> None:
     before, after = report(step=2.0), report(step=2.5)
     (change,) = compare_reports(before, after).regressions
-    assert change.is_step and change.verdict == "REGRESSION: slower"
+    assert str(change) == "step, sequential, batch 1, n = 8: REGRESSION: slower (+25 %)"
     assert compare_reports(after, before).changes[0].verdict == "faster"
 
 
