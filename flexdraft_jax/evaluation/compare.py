@@ -12,8 +12,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.evaluation.decode_tables import prompts_name, without_threads
-from flexdraft_jax.evaluation.tables import Table
+from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.evaluation.timing import Spread
 
 # Greedy tau repeats exactly but for near-ties of the target, which a new version may break anew.
@@ -90,8 +91,9 @@ class Change:
 
     @property
     def is_regression(self) -> bool:
-        """Whether anything became worse."""
-        return self.slower or self.lower_tau or self.fewer_equal
+        """Whether anything of ours became worse; another implementation may."""
+        worse = self.slower or self.lower_tau or self.fewer_equal
+        return worse and self.method in SCHEDULES
 
     @property
     def verdict(self) -> str:
@@ -272,8 +274,8 @@ def _call_cells(c: Change) -> tuple[str, ...]:
         f"{c.before:.0f}",
         f"{c.after:.0f}",
         _percent_change(c),
-        "-" if c.tau is None else f"{c.tau[0]:.2f} to {c.tau[1]:.2f}",
-        "-" if c.equal is None else f"{c.equal[0]:.0%} to {c.equal[1]:.0%}".replace("%", " %"),
+        "-" if c.tau is None else _before_and_after(*(f"{tau:.2f}" for tau in c.tau)),
+        "-" if c.equal is None else _before_and_after(*map(percent, c.equal)),
         c.verdict,
     )
 
@@ -281,6 +283,10 @@ def _call_cells(c: Change) -> tuple[str, ...]:
 def _step_cells(c: Change) -> tuple[str, ...]:
     cells = (c.method, str(c.batch_size), str(c.block_size), f"{c.before:.2f}", f"{c.after:.2f}")
     return (*cells, _percent_change(c), c.verdict)
+
+
+def _before_and_after(before: str, after: str) -> str:
+    return before if before == after else f"{before} to {after}"
 
 
 def _percent_change(c: Change) -> str:

@@ -51,6 +51,12 @@ def test_flex_may_trade_tau_for_speed() -> None:
     assert not found.regressions
 
 
+def test_a_slower_peer_is_no_regression_of_ours() -> None:
+    before, after = row("huggingface, 2 threads", 9, 11), row("huggingface, 1 thread", 5, 6)
+    found = compare_reports(report(before), report(after))
+    assert found.changes[0].verdict == "slower" and not found.regressions
+
+
 def test_a_dearer_step_is_a_regression() -> None:
     before, after = report(step=2.0), report(step=2.5)
     (change,) = compare_reports(before, after).regressions
