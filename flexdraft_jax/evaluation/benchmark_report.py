@@ -188,7 +188,7 @@ def _draft_table(report: BenchmarkReport) -> Table:
         note=(
             "Tau is the mean over steps. In percent, for slots 1 to n - 1: steps that accepted so "
             "many drafts, of those that verified so many; and verified drafts that are the text's "
-            "token, each judged alone."
+            "token, each judged alone, without those behind the text's end."
         ),
     )
 
