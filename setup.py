@@ -15,6 +15,7 @@ setup(
         "array_record>=0.8",
         "flax>=0.12",
         "grain>=0.2.12",
+        "huggingface_hub>=1",
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "jax>=0.10,<0.12",
         "jinja2>=3.1",
@@ -22,6 +23,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.20",
+        "pyarrow>=17",
         "rich>=13.7",
         "safetensors>=0.5",
         "tensorboardX>=2.6",

@@ -4,12 +4,18 @@
     python infer/benchmark.py --random_target 10m --batch_sizes 1 --max_new_tokens 64
     python infer/benchmark.py --random_target 100m --batch_sizes 1,2,4,8,16,32 \\
         --forced_acceptance 0.8 --plot throughput.png
+    python infer/benchmark.py --target path/to/target --draft path/to/draft --dtype bfloat16 \\
+        --parts decoding --tasks gsm8k,math500,humaneval,mbpp,mt_bench --tasks_dir path/to/tasks \\
+        --temperatures 0,1 --plot_acceptance acceptance.png --plot_tau tau.png
+    python infer/benchmark.py --compare before.json after.json
 
-The first decodes held-out prompts with the embedded default. The others need no trained model:
-with random weights a step costs what its shapes cost. Where PyTorch is installed, Hugging Face's
-own greedy decoding of the same weights is a row of the same table, and at batch 1 its prompt lookup
-is another. Run infer/measure_steps.py first, on the same model and batch sizes: flex chooses by
-what it measures.
+The first decodes held-out prompts with the embedded default. The next two need no trained model:
+with random weights a step costs what its shapes cost. The fourth takes public benchmarks, from
+files that are there already. Where PyTorch is installed, Hugging Face's own decoding of the same
+weights is a row of the same table; at batch 1 its prompt lookup is another, and its assisted
+generation with --assistant. Run infer/measure_steps.py first, on the same model and batch sizes:
+flex chooses by what it measures. The last measures nothing: it shows what changed between two
+reports, and its exit status is 1 where anything became worse beyond the spread of the repeats.
 """
 
 import json
@@ -19,11 +25,11 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from flexdraft_jax.evaluation.benchmark import (
-    BenchmarkSettings,
     benchmark_models,
     benchmark_random,
 )
-from flexdraft_jax.evaluation.decode_speed import plot_throughput
+from flexdraft_jax.evaluation.benchmark_report import PARTS, BenchmarkSettings
+from flexdraft_jax.evaluation.compare import compare_reports, read_report
 from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import (
     bad_input_exits,
@@ -31,7 +37,10 @@ from flexdraft_jax.evaluation.loading import (
     check_plot,
     integers,
     load_models,
+    numbers,
 )
+from flexdraft_jax.evaluation.plots import plot_acceptance, plot_tau, plot_throughput
+from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
 from flexdraft_jax.parallel.mesh import parse_mesh
 
@@ -80,14 +89,43 @@ _FORCED_ACCEPTANCE = flags.DEFINE_float(
     None,
     "Accept each draft of a random target with this probability, to time the schedules.",
 )
+_PARTS = flags.DEFINE_list(
+    "parts", list(PARTS), "What to measure: the cost of single steps, decoding in whole calls."
+)
+_TASKS = flags.DEFINE_list(
+    "tasks",
+    None,
+    f"Prompts of these: {', '.join(KNOWN_TASKS)}; what is not on this machine is skipped. The "
+    "embedded domains if left out.",
+)
+flags.mark_flags_as_mutual_exclusive(["random_target", "tasks"])
+_TASKS_DIR = flags.DEFINE_string(
+    "tasks_dir", None, "Directory of NAME.jsonl, NAME.parquet or folders NAME of such files."
+)
+_TEMPERATURES = flags.DEFINE_list("temperatures", ["0"], "Of whole calls; 0 is greedy.")
+_ASSISTANT = flags.DEFINE_string(
+    "assistant", None, "Hugging Face directory of a model that drafts in its assisted generation."
+)
 _REPEATS = flags.DEFINE_integer("repeats", _DEFAULT.repeats, "Of every measurement, interleaved.")
 _JSON = flags.DEFINE_string("json", None, "Write everything measured to this file.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
 _PLOT = flags.DEFINE_string("plot", None, "Draw tokens/s by batch size to this file.")
+_PLOT_ACCEPTANCE = flags.DEFINE_string(
+    "plot_acceptance", None, "Draw acceptance by position to this file."
+)
+_PLOT_TAU = flags.DEFINE_string("plot_tau", None, "Draw tau by kind of prompts to this file.")
+_COMPARE = flags.DEFINE_string(
+    "compare", None, "Compare this report with the one named behind it, and measure nothing."
+)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the benchmark."""
+    """Runs the benchmark, or compares two runs of it."""
+    if _COMPARE.value is not None:
+        if len(argv) != 2:
+            raise app.UsageError(f"--compare needs two files, got {[_COMPARE.value, *argv[1:]]}")
+        compare(_COMPARE.value, argv[1])
+        return
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     console = make_console()
@@ -96,8 +134,16 @@ def main(argv: Sequence[str]) -> None:
         console.print(line, style="dim", markup=False)
 
     with bad_input_exits():
-        check_outputs(_JSON.value, _MARKDOWN.value, _PLOT.value)
-        check_plot(_PLOT.value)
+        plots = [
+            (_PLOT, plot_throughput),
+            (_PLOT_ACCEPTANCE, plot_acceptance),
+            (_PLOT_TAU, plot_tau),
+        ]
+        check_outputs(_JSON.value, _MARKDOWN.value, *(flag.value for flag, _ in plots))
+        for flag, _ in plots:
+            check_plot(flag.value)
+            if flag.value and "decoding" not in _PARTS.value:
+                raise ValueError(f"--{flag.name}: needs decoding among --parts")
         settings = BenchmarkSettings(
             schedules=tuple(_SCHEDULES.value),
             batch_sizes=integers("batch_sizes", _BATCH_SIZES.value),
@@ -107,13 +153,19 @@ def main(argv: Sequence[str]) -> None:
             max_new_tokens=_MAX_NEW_TOKENS.value,
             repeats=_REPEATS.value,
             forced_acceptance=_FORCED_ACCEPTANCE.value,
+            parts=tuple(_PARTS.value),
+            tasks=tuple(_TASKS.value or _DEFAULT.tasks),
+            tasks_dir=_TASKS_DIR.value,
+            temperatures=numbers("temperatures", _TEMPERATURES.value),
         )
         mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
         if _RANDOM_TARGET.value:
-            report = benchmark_random(_RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh)
+            report = benchmark_random(
+                _RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh, _ASSISTANT.value
+            )
         else:
             models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
-            report = benchmark_models(models, settings, progress)
+            report = benchmark_models(models, settings, progress, _ASSISTANT.value)
     for table in report.tables():
         console.print(table.to_rich())
     if _JSON.value:
@@ -121,8 +173,21 @@ def main(argv: Sequence[str]) -> None:
     if _MARKDOWN.value:
         text = "\n".join(table.to_markdown() for table in report.tables())
         pathlib.Path(_MARKDOWN.value).write_text(text)
-    if _PLOT.value:
-        plot_throughput(report.decoding, _PLOT.value)
+    with bad_input_exits():
+        for flag, draw in plots:
+            if flag.value:
+                draw(report.decoding, flag.value)
+
+
+def compare(before: str, after: str) -> None:
+    """Prints what changed between two reports; exits with status 1 where it became worse."""
+    console = make_console()
+    with bad_input_exits():
+        comparison = compare_reports(read_report(before), read_report(after))
+    for table in comparison.tables():
+        console.print(table.to_rich())
+    if comparison.regressions:
+        raise SystemExit("\n".join(map(str, comparison.regressions)))
 
 
 if __name__ == "__main__":

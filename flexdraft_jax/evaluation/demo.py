@@ -10,14 +10,8 @@ from flexdraft_jax.data.corpus import DOMAINS, Domain
 from flexdraft_jax.data.held_out import HeldOutPrompt
 from flexdraft_jax.data.word_problems import parse_answer
 from flexdraft_jax.evaluation.benchmark import describe_size
-from flexdraft_jax.evaluation.decode_speed import (
-    DecodeRow,
-    PromptSet,
-    decode_table,
-    measure_decoding,
-    schedule_method,
-    similar_prompts,
-)
+from flexdraft_jax.evaluation.decode_speed import DecodeRow, measure_decoding
+from flexdraft_jax.evaluation.decode_tables import decode_table
 from flexdraft_jax.evaluation.generation import GenerationSettings, StreamedAnswer, answer_live
 from flexdraft_jax.evaluation.highlight import Highlighter, printable
 from flexdraft_jax.evaluation.loading import Models
@@ -27,6 +21,8 @@ from flexdraft_jax.evaluation.measure import (
     evaluate_prompts,
     report_table,
 )
+from flexdraft_jax.evaluation.methods import schedule_method
+from flexdraft_jax.evaluation.prompt_sets import PromptSet, similar_prompts
 from flexdraft_jax.evaluation.tables import Table
 
 

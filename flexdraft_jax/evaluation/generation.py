@@ -10,8 +10,10 @@ from flexdraft_jax.data import chat
 from flexdraft_jax.data.chat import Message
 from flexdraft_jax.decoding.generate import stream
 from flexdraft_jax.decoding.rows import GenerateOutput
-from flexdraft_jax.evaluation.decode_speed import decode_table, measure_decoding, schedule_method
+from flexdraft_jax.evaluation.decode_speed import measure_decoding
+from flexdraft_jax.evaluation.decode_tables import decode_table
 from flexdraft_jax.evaluation.loading import Models
+from flexdraft_jax.evaluation.methods import schedule_method
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.text import Piece, PieceReader
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -113,6 +114,20 @@ def integers(flag: str, values: Sequence[str], smallest: int = 1) -> tuple[int, 
         raise ValueError(
             f"--{flag}={','.join(values)}: must be integers with commas between them, each at "
             f"least {smallest}"
+        )
+    return found
+
+
+def numbers(flag: str, values: Sequence[str], smallest: float = 0.0) -> tuple[float, ...]:
+    """As `integers`, for numbers with or without a fraction."""
+    try:
+        found = tuple(map(float, values))
+    except ValueError:
+        found = ()
+    if not found or not all(smallest <= number < math.inf for number in found):
+        raise ValueError(
+            f"--{flag}={','.join(values)}: must be numbers with commas between them, each at "
+            f"least {smallest:g}"
         )
     return found
 

@@ -8,14 +8,14 @@ import pytest
 import flexdraft_jax as fd
 from flexdraft_jax.evaluation import benchmark, random_targets
 from flexdraft_jax.evaluation.benchmark import (
-    BenchmarkSettings,
     benchmark_models,
     benchmark_random,
     describe_size,
 )
-from flexdraft_jax.evaluation.decode_speed import plot_throughput
+from flexdraft_jax.evaluation.benchmark_report import BenchmarkSettings
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.peers import has_torch
+from flexdraft_jax.evaluation.plots import plot_acceptance, plot_tau, plot_throughput
 
 SETTINGS = BenchmarkSettings(
     schedules=("sequential", "flex"),
@@ -41,7 +41,15 @@ def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
     assert any("step costs" in line for line in lines)
     # Strict JSON has no NaN.
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["model"].startswith("tiny, ")
-    assert [len(table.rows) for table in report.tables()] == [2, len(report.decoding)]
+    drafting = [row for row in report.decoding if row.tau is not None and row.method != "ar"]
+    num_rows = len(report.decoding)
+    assert [len(table.rows) for table in report.tables()] == [2, num_rows, len(drafting), num_rows]
+    assert all(len(row.details.accuracy) == 3 for row in drafting)
+    assert all(row.details.first_token.low > 0 for row in report.decoding)
+    assert all(row.details.peak_bytes > 0 for row in report.decoding)
+    assert all(
+        (row.compile_seconds is None) == ("hugging" in row.method) for row in report.decoding
+    )
     assert all(len(row) == len(t.columns) for t in report.tables() for row in t.rows)
     assert "step costs of flex estimated" in report.tables()[1].note
 
@@ -63,17 +71,49 @@ def test_forced_acceptance_times_the_schedules_of_a_random_target(
 ) -> None:
     monkeypatch.setitem(random_targets.RANDOM_TARGETS, "1m", models.target.config)
     monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
-    monkeypatch.setattr(benchmark, "has_torch", lambda: False)
+    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
     settings = dataclasses.replace(SETTINGS, batch_sizes=(1, 2), forced_acceptance=1.0)
     report = benchmark_random("1m", settings)
     rows = [(r.batch_size, r.method, r.num_prompts) for r in report.decoding]
     assert rows == [(b, m, b) for b in (1, 2) for m in ("ar", "sequential", "flex")]
     assert report.decoding[1].tau == 4.0  # n, with every draft accepted.
+    details = report.decoding[1].details
+    assert details.acceptance == details.accuracy == (1.0, 1.0, 1.0)
     table = report.tables()[1]
     assert "equal to plain" not in table.columns
     assert table.note.startswith("Each draft accepted by force, probability 1. 1-2 prompts,")
-    plot_throughput(report.decoding, str(tmp_path / "plot.png"))
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    for plot in (plot_throughput, plot_acceptance, plot_tau):
+        plot(report.decoding, str(tmp_path / "plot.png"))
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "plot.png").unlink()
+    with pytest.raises(ValueError, match="no row has drafts"):
+        plot_acceptance(report.decoding[:1], str(tmp_path / "plot.png"))
+    with pytest.raises(ValueError, match="no row has drafts"):
+        plot_tau(report.decoding[:1], str(tmp_path / "plot.png"))
+
+
+def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
+    models, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
+    (tmp_path / "mbpp.jsonl").write_text('{"prompt": "Add two numbers."}\n' * 2)
+    settings = dataclasses.replace(
+        SETTINGS,
+        parts=("decoding",),
+        schedules=("sequential",),
+        temperatures=(1.0,),
+        tasks=("mbpp", "gsm8k"),
+        tasks_dir=str(tmp_path),
+    )
+    report = benchmark_models(models, settings)
+    assert [(r.domain, r.temperature, r.num_equal) for r in report.decoding] == [
+        ("mbpp", 1.0, 2)
+    ] * 2
+    assert list(report.skipped) == ["gsm8k"] and not report.steps
+    note = report.tables()[0].note
+    assert "Skipped: gsm8k, no files of gsm8k" in note
+    assert "huggingface skipped (PyTorch is not installed)" in note
+    assert "temperature" in report.tables()[0].columns
 
 
 def test_random_weights_have_the_dtype_that_was_asked_for() -> None:
@@ -113,6 +153,10 @@ def test_settings_of_random_targets_are_refused_for_others(
         ("batch_sizes", (0,), r"batch_sizes=\(0,\): must be at least 1 each"),
         ("forced_acceptance", 1.5, "forced_acceptance=1.5: must be from 0 to 1"),
         ("block_sizes", (1,), r"block_sizes=\(1,\): must be at least 2 each"),
+        ("parts", (), "parts is empty"),
+        ("parts", ("step",), "parts: 'step' must be one of steps, decoding"),
+        ("tasks", ("gsm",), "tasks: 'gsm' must be one of word_problems, code, gsm8k, math500"),
+        ("temperatures", (0.0, -1.0), "temperatures=.*: must be at least 0 each"),
         ("schedules", ("ar",), "schedules: 'ar' must be parallel, sequential or flex"),
     ],
 )

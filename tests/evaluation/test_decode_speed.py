@@ -2,12 +2,10 @@
 
 import pytest
 
-from flexdraft_jax.evaluation.decode_speed import (
-    Method,
-    measure_decoding,
-    same_bucket,
-    schedule_method,
-)
+from flexdraft_jax.evaluation.decode_speed import measure_decoding
+from flexdraft_jax.evaluation.decode_tables import decode_table
+from flexdraft_jax.evaluation.methods import Method, schedule_method
+from flexdraft_jax.evaluation.prompt_sets import same_bucket
 from flexdraft_jax.evaluation.timing import Spread
 
 
@@ -32,6 +30,49 @@ def test_tokens_and_tau_and_equality_are_counted() -> None:
     assert [row.num_equal for row in rows] == [2, 1, 2]
     assert rows[0].speedup.low == rows[0].speedup.high == 1.0
     assert all(row.tokens_per_second.low > 0 for row in rows)
+
+
+def test_rows_that_part_at_a_near_tie_are_counted() -> None:
+    plain = fake("ar", {1: [5, 6], 2: [7, 8], 3: [9, 9], 4: [5]}, steps=[1])
+    other = fake("flex", {1: [5, 9], 2: [9, 8], 3: [9, 9], 4: [5]}, steps=[4, 1])
+    rows = measure_decoding(
+        [plain, other],
+        [[1], [2], [3], [4]],
+        domain="code",
+        batch_size=2,
+        repeats=1,
+        near_ties=lambda prompt, answer: [prompt == [2], True][: len(answer)],
+    )
+    # 6 and 9 part at the second token, 7 and 9 at the first.
+    assert [(row.num_equal, row.num_split_at_ties) for row in rows] == [(4, 0), (2, 2)]
+    assert rows[0].near_ties == 4 / 7
+    (equal,) = decode_table(rows[1:], "", "", ["equal to plain"]).rows[0]
+    assert equal == "2 of 4 (2 at near-ties)"
+
+
+def test_tau_over_prompts_weighs_them_alike() -> None:
+    def decode(prompts):
+        steps = {1: [4], 2: [1, 1, 1], 3: []}
+        return [[5]] * len(prompts), [steps[p[0]] for p in prompts]
+
+    (row,) = measure_decoding(
+        [Method("ar", 1, decode)], [[1], [2], [3]], domain="code", batch_size=3, repeats=1
+    )
+    assert (row.tau, row.tau_prompts) == (1.75, 2.5)
+
+
+def test_what_the_first_call_takes_longer_is_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    seconds = iter([7.0, 1.0, 3.0, 2.0])
+
+    def decode(prompts):
+        clock[0] += next(seconds)
+        return [[5]], [[1]]
+
+    arguments = {"domain": "code", "batch_size": 1, "repeats": 3}
+    (row,) = measure_decoding([Method("ar", 1, decode)], [[1]], **arguments)
+    assert row.compile_seconds == 5.0
 
 
 def test_speed_is_tokens_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Hugging Face's own decoding of the same weights gives the same tokens."""
 
+import dataclasses
 import json
 
+import jax
 import pytest
 
 import flexdraft_jax as fd
@@ -56,6 +58,39 @@ def test_prompt_lookup_gives_the_same_tokens_in_fewer_passes(
         stopped = [row[: row.index(stop) + 1]]
         options = {"prompt_lookup": 10, "stop_token_ids": (stop,)}
         assert peer.generate([prompt], NUM_TOKENS, 1, **options) == stopped
+
+
+def test_assisted_generation_gives_the_same_tokens_in_fewer_passes(
+    peer, plain, models, tmp_path, monkeypatch
+) -> None:
+    """By the model itself, whose drafts are all right."""
+    fd.save_target(models.target, tmp_path / "assistant")
+    assisted = HuggingFace(tmp_path / "assistant", tmp_path / "assistant")
+    assert assisted.assistant == "assistant"
+    passes = []
+    forward = assisted._model.forward
+    monkeypatch.setattr(
+        assisted._model, "forward", lambda *args, **kw: passes.append(1) or forward(*args, **kw)
+    )
+    assert assisted.generate(PROMPTS[:1], NUM_TOKENS, 1, assisted=True) == plain[:1]
+    assert len(passes) < NUM_TOKENS
+    with pytest.raises(ValueError, match="assisted=True: there is no assistant"):
+        peer.generate(PROMPTS[:1], 4, 1, assisted=True)
+
+
+def test_assistants_that_cannot_help_are_refused(models, tmp_path) -> None:
+    fd.save_target(models.target, tmp_path / "target")
+    with pytest.raises(ValueError, match="assistant=.*nowhere"):
+        HuggingFace(tmp_path / "target", tmp_path / "nowhere")
+    config = dataclasses.replace(models.target.config, vocab_size=264)
+    fd.save_target(fd.init_target(config, jax.random.key(0)), tmp_path / "other")
+    with pytest.raises(ValueError, match="must have the target's vocabulary of 260 .* has 264"):
+        HuggingFace(tmp_path / "target", tmp_path / "other")
+
+
+def test_random_tokens_are_the_same_in_every_call(peer, plain) -> None:
+    drawn = [peer.generate(PROMPTS, 8, 1, temperature=1.0) for _ in range(2)]
+    assert drawn[0] == drawn[1] != [row[:8] for row in plain]
 
 
 def test_prompt_lookup_is_for_one_row(peer) -> None:

@@ -1,5 +1,6 @@
 """The scripts that a person runs, on a tiny model."""
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -11,12 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
-from absl import flags
+from absl import app, flags
 
 import flexdraft_jax as fd
 from flexdraft_jax.data.chat import build_byte_tokenizer, encode_turn
 from flexdraft_jax.decoding.costs import find_profile, load_profile
+from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
 from flexdraft_jax.evaluation.decode_file import stats_path
+from flexdraft_jax.evaluation.decode_speed import DecodeRow
+from flexdraft_jax.evaluation.timing import Spread
 
 ROOT = Path(__file__).parents[2]
 BUDGET = "--max_new_tokens=24"
@@ -93,8 +97,29 @@ def test_benchmark_writes_json_and_markdown(run_script, tmp_path, capsys) -> Non
     )
     report = json.loads((tmp_path / "bench.json").read_text())
     assert {row["method"] for row in report["decoding"]} >= {"ar", "sequential"}
-    assert (tmp_path / "bench.md").read_text().count("| --- |") == 2
+    assert (tmp_path / "bench.md").read_text().count("| --- |") == 4
     assert "speed-up" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("speed", "files", "error"),
+    [
+        (100, ["after.json"], None),
+        (50, ["after.json"], (SystemExit, r"^code, ar, .*: REGRESSION: slower \(-50 %\)$")),
+        (100, ["nowhere.json"], (SystemExit, "error: .*No such file")),
+        (100, [], (app.UsageError, "--compare needs two files")),
+    ],
+)
+def test_benchmark_compares_two_reports(run_script, tmp_path, capsys, speed, files, error) -> None:
+    ratio = Spread(1, 1, 1)
+    for name, median in (("before", 100), ("after", speed)):
+        rows = [DecodeRow("code", 1, "ar", 1, Spread(median, median, median), ratio, 1.0, 2, 2)]
+        report = BenchmarkReport("tiny", {}, BenchmarkSettings(), [], rows)
+        (tmp_path / f"{name}.json").write_text(json.dumps(report.to_json()))
+    paths = [str(tmp_path / file) for file in files]
+    with pytest.raises(error[0], match=error[1]) if error else contextlib.nullcontext():
+        run_script("benchmark", f"--compare={tmp_path}/before.json", *paths)
+    assert ("Whole calls: tiny" in capsys.readouterr().out) == ("after.json" in files)
 
 
 def test_measured_steps_are_found_by_decoding(
@@ -125,6 +150,20 @@ def test_measured_steps_are_found_by_decoding(
 def test_lists_of_sizes_are_checked(run_script, script, argument, message) -> None:
     with pytest.raises(SystemExit, match=message):
         run_script(script, argument)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperatures=0,x"], "--temperatures=0,x: must be numbers with commas between them"),
+        (["--temperatures=nan"], "--temperatures=nan: must be .* each at least 0"),
+        (["--parts=steps", "--plot_tau=tau.png"], "--plot_tau: needs decoding among --parts"),
+        (["--tasks=gsm8k", "--tasks_dir=nowhere"], "tasks_dir='nowhere': there is no such"),
+    ],
+)
+def test_what_the_benchmark_is_asked_for_is_checked(run_script, arguments, message) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run_script("benchmark", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,294 @@
+"""Two reports of the benchmark side by side: what became faster, slower or unequal.
+
+A machine is never twice the same, so a change counts only where the repeats of both reports don't
+overlap.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flexdraft_jax.decoding.costs import SCHEDULES
+from flexdraft_jax.evaluation.decode_tables import prompts_name, without_threads
+from flexdraft_jax.evaluation.tables import Table, percent
+from flexdraft_jax.evaluation.timing import Spread
+
+# Greedy tau repeats exactly but for near-ties of the target, which a new version may break anew.
+_TAU_NOISE = 0.01
+# What makes numbers of two reports incomparable when it differs.
+_SAME_ENVIRONMENT = ("platform", "device", "processors", "mesh", "dtype")
+_SAME_SETTINGS = (
+    "confidence_threshold",
+    "num_prompts",
+    "max_new_tokens",
+    "num_slots",
+    "forced_acceptance",
+)
+
+# What a row measures: domain, method, batch size, block size, temperature.
+_Key = tuple[str, str, int, int, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One row of whole calls, or the cost of one step, in both reports.
+
+    Attributes:
+        domain: of the prompts; "" for a step.
+        method: a schedule, or the name of another implementation.
+        batch_size: B.
+        block_size: n.
+        temperature: 0 is greedy.
+        before: tokens/s; milliseconds of a step.
+        after: likewise.
+        tau: before and after; None where one of them has none.
+        equal: share of the rows that are equal to plain decoding, before and after; None of a step,
+            and where tokens mean nothing.
+    """
+
+    domain: str
+    method: str
+    batch_size: int
+    block_size: int
+    temperature: float
+    before: Spread
+    after: Spread
+    tau: tuple[float, float] | None = None
+    equal: tuple[float, float] | None = None
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is the cost of a step, where less is better."""
+        return not self.domain
+
+    @property
+    def slower(self) -> bool:
+        """Whether every repeat after is slower than every one before."""
+        if self.is_step:
+            return self.after.low > self.before.high
+        return self.after.high < self.before.low
+
+    @property
+    def faster(self) -> bool:
+        """Whether every repeat after is faster than every one before."""
+        return dataclasses.replace(self, before=self.after, after=self.before).slower
+
+    @property
+    def lower_tau(self) -> bool:
+        """Whether fewer tokens come of a step. Flex chooses its steps for speed, and is exempt."""
+        if self.tau is None or self.method == "flex":
+            return False
+        return self.tau[1] < self.tau[0] * (1 - _TAU_NOISE)
+
+    @property
+    def fewer_equal(self) -> bool:
+        """Whether fewer rows are equal to plain decoding."""
+        return self.equal is not None and self.equal[1] < self.equal[0]
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether anything of ours became worse; another implementation may."""
+        worse = self.slower or self.lower_tau or self.fewer_equal
+        return worse and self.method in SCHEDULES
+
+    @property
+    def verdict(self) -> str:
+        """What changed, for people; "" for nothing."""
+        said = {
+            "slower": self.slower,
+            "faster": self.faster,
+            "lower tau": self.lower_tau,
+            "fewer equal": self.fewer_equal,
+        }
+        text = ", ".join(word for word, true in said.items() if true)
+        return f"REGRESSION: {text}" if self.is_regression else text
+
+    def __str__(self) -> str:
+        what = "step" if self.is_step else prompts_name(self.domain)
+        drawn = f", temperature {self.temperature:g}" if self.temperature else ""
+        where = f"{what}, {self.method}, batch {self.batch_size}, n = {self.block_size}{drawn}"
+        return f"{where}: {self.verdict} ({_percent_change(self)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two reports of the same model and machine.
+
+    Attributes:
+        model: of both.
+        changes: rows that are in both.
+        num_unmatched: rows that are in one report alone.
+        environment: what differs in it, such as versions: its name, before and after.
+    """
+
+    model: str
+    changes: list[Change]
+    num_unmatched: int
+    environment: dict[str, tuple[Any, Any]]
+
+    @property
+    def regressions(self) -> list[Change]:
+        """What became worse."""
+        return [change for change in self.changes if change.is_regression]
+
+    def tables(self) -> list[Table]:
+        """Whole calls and step costs; only the one that both reports have, if only one."""
+        calls = [change for change in self.changes if not change.is_step]
+        steps = [change for change in self.changes if change.is_step]
+        tables = []
+        if calls:
+            cells = [_call_cells(c) for c in calls]
+            tables.append(self._table("Whole calls", _CALL_COLUMNS, cells))
+        if steps:
+            cells = [_step_cells(c) for c in steps]
+            tables.append(self._table("Cost of one step", _STEP_COLUMNS, cells))
+        return tables
+
+    def _table(
+        self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
+    ) -> Table:
+        notes = ["Medians (lowest-highest). A change is named where the repeats don't overlap."]
+        if self.num_unmatched:
+            notes.append(f"{self.num_unmatched} rows are in one report alone.")
+        notes += [f"{name}: {a} before, {b} after." for name, (a, b) in self.environment.items()]
+        return Table(f"{title}: {self.model}", columns, rows, " ".join(notes))
+
+
+def compare_reports(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
+    """Compares what `read_report` gave.
+
+    Args:
+        before: the older report.
+        after: the newer one.
+
+    Raises:
+        ValueError: they are of different models, machines or settings, or no row is in both.
+    """
+    _check_same("model", before["model"], after["model"])
+    for part, names in (("environment", _SAME_ENVIRONMENT), ("settings", _SAME_SETTINGS)):
+        for name in names:
+            # An older report may not know of a field.
+            if name in before[part] and name in after[part]:
+                _check_same(f"{part}.{name}", before[part][name], after[part][name])
+    forced = before["settings"].get("forced_acceptance") is not None
+    old, new = _rows(before), _rows(after)
+    shared = [key for key in old if key in new]
+    if not shared:
+        raise ValueError("the reports don't match: no method, batch size and domain is in both")
+    environments = before["environment"], after["environment"]
+    different = {
+        name: (environments[0].get(name), environments[1].get(name))
+        for name in dict.fromkeys([*environments[0], *environments[1]])
+        if name != "load_average" and environments[0].get(name) != environments[1].get(name)
+    }
+    return Comparison(
+        before["model"],
+        [_change(key, old[key], new[key], forced) for key in shared],
+        len(old.keys() ^ new.keys()),
+        different,
+    )
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what `infer/benchmark.py --json` wrote.
+
+    Raises:
+        ValueError: the file is no such report, or has too few repeats to have a spread.
+        OSError: there is no file that can be read.
+    """
+    try:
+        report = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        repeats = int(report["settings"]["repeats"])
+        # Whatever the comparison looks up, it finds.
+        if not isinstance(report["model"], str) or not isinstance(report["environment"], dict):
+            raise TypeError("model and environment")
+        _rows(report)
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{os.fspath(path)}: must be a file that infer/benchmark.py --json wrote ({error!r})"
+        ) from error
+    if repeats < 2:
+        raise ValueError(
+            f"{os.fspath(path)}: was measured with repeats={repeats}, which has no spread; must be "
+            "at least 2"
+        )
+    return report
+
+
+def _rows(report: Mapping[str, Any]) -> dict[_Key, dict[str, Any]]:
+    """Rows of whole calls and of step costs, each with its `Spread` as "measured"."""
+    rows = {}
+    for row in report["decoding"]:
+        method = without_threads(row["method"])
+        temperature = float(row.get("temperature", 0))
+        key = (str(row["domain"]), method, row["batch_size"], row["block_size"], temperature)
+        measured = _spread(row["tokens_per_second"])
+        share = None if row["num_equal"] is None else row["num_equal"] / row["num_prompts"]
+        tau = None if row["tau"] is None else float(row["tau"])
+        rows[key] = {"measured": measured, "tau": tau, "equal": share}
+    for row in report["steps"]:
+        key = ("", str(row["schedule"]), row["batch_size"], row["block_size"], 0.0)
+        rows[key] = {"measured": _spread(row["milliseconds"]), "tau": None, "equal": None}
+    return rows
+
+
+def _spread(fields: Mapping[str, Any]) -> Spread:
+    spread = Spread(*(float(fields[name]) for name in ("median", "low", "high")))
+    if not 0 < spread.low <= spread.median <= spread.high < math.inf:
+        raise ValueError(f"no spread: {spread}")
+    return spread
+
+
+def _change(key: _Key, old: Mapping[str, Any], new: Mapping[str, Any], forced: bool) -> Change:
+    def pair(name: str) -> tuple[float, float] | None:
+        return None if None in (old[name], new[name]) else (old[name], new[name])
+
+    # Forced tokens are equal to nothing.
+    equal = None if forced else pair("equal")
+    return Change(*key, old["measured"], new["measured"], tau=pair("tau"), equal=equal)
+
+
+def _check_same(name: str, before: object, after: object) -> None:
+    if before != after:
+        raise ValueError(f"the reports don't match: {name} is {before!r} and {after!r}")
+
+
+_CALL_COLUMNS = (
+    *("prompts", "method", "batch", "n", "temperature", "tokens/s before", "after"),
+    *("change", "tau", "equal to plain", ""),
+)
+_STEP_COLUMNS = ("step", "batch", "n", "ms before", "after", "change", "")
+
+
+def _call_cells(c: Change) -> tuple[str, ...]:
+    return (
+        prompts_name(c.domain),
+        "plain decoding" if c.method == "ar" else c.method,
+        str(c.batch_size),
+        str(c.block_size),
+        f"{c.temperature:g}",
+        f"{c.before:.0f}",
+        f"{c.after:.0f}",
+        _percent_change(c),
+        "-" if c.tau is None else _before_and_after(*(f"{tau:.2f}" for tau in c.tau)),
+        "-" if c.equal is None else _before_and_after(*map(percent, c.equal)),
+        c.verdict,
+    )
+
+
+def _step_cells(c: Change) -> tuple[str, ...]:
+    cells = (c.method, str(c.batch_size), str(c.block_size), f"{c.before:.2f}", f"{c.after:.2f}")
+    return (*cells, _percent_change(c), c.verdict)
+
+
+def _before_and_after(before: str, after: str) -> str:
+    return before if before == after else f"{before} to {after}"
+
+
+def _percent_change(c: Change) -> str:
+    """ "+3 %", of the medians."""
+    return f"{c.after.median / c.before.median - 1:+.0%}".replace("%", " %")

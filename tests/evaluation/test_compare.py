@@ -1,0 +1,127 @@
+"""Two reports side by side."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+
+from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
+from flexdraft_jax.evaluation.compare import compare_reports, read_report
+from flexdraft_jax.evaluation.decode_speed import DecodeRow
+from flexdraft_jax.evaluation.step_costs import StepRow
+from flexdraft_jax.evaluation.timing import Spread
+
+
+def row(method: str, low: float, high: float, tau: float | None = 3.0, equal: int = 4) -> DecodeRow:
+    speed = Spread((low + high) / 2, low, high)
+    return DecodeRow("code", 1, method, 8, speed, Spread(1, 1, 1), tau, equal, 4)
+
+
+def report(*rows: DecodeRow, step: float = 2.0, **changed) -> dict:
+    steps = [StepRow(1, "sequential", 8, Spread(step, step - 0.1, step + 0.1), Spread(2, 2, 2))]
+    environment = {"jax": "0.10", "device": "cpu", "load_average": 0.1}
+    whole = BenchmarkReport("tiny", environment, BenchmarkSettings(), steps, list(rows))
+    return json.loads(json.dumps(dataclasses.replace(whole, **changed).to_json()))
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        (row("sequential", 95, 105), ""),
+        (row("sequential", 80, 89), "REGRESSION: slower"),
+        (row("sequential", 80, 90), ""),  # the repeats touch
+        (row("sequential", 111, 120), "faster"),
+        (row("sequential", 90, 110, tau=2.9), "REGRESSION: lower tau"),
+        (row("sequential", 90, 110, tau=2.98), ""),
+        (row("sequential", 111, 120, tau=2.9), "REGRESSION: faster, lower tau"),
+        (row("sequential", 90, 110, equal=3), "REGRESSION: fewer equal"),
+        (row("sequential", 90, 110, tau=None), ""),
+    ],
+)
+def test_a_change_counts_beyond_the_spread(after: DecodeRow, verdict: str) -> None:
+    found = compare_reports(report(row("sequential", 90, 110)), report(after))
+    assert [change.verdict for change in found.changes] == [verdict, ""]
+    assert bool(found.regressions) == verdict.startswith("REGRESSION")
+    assert [table.rows[0][-1] for table in found.tables()] == [verdict, ""]
+
+
+def test_flex_may_trade_tau_for_speed() -> None:
+    found = compare_reports(report(row("flex", 9, 11)), report(row("flex", 9, 11, tau=1.5)))
+    assert not found.regressions
+
+
+def test_a_slower_peer_is_no_regression_of_ours() -> None:
+    before, after = row("huggingface, 2 threads", 9, 11), row("huggingface, 1 thread", 5, 6)
+    found = compare_reports(report(before), report(after))
+    assert found.changes[0].verdict == "slower" and not found.regressions
+
+
+def test_a_dearer_step_is_a_regression() -> None:
+    before, after = report(step=2.0), report(step=2.5)
+    (change,) = compare_reports(before, after).regressions
+    assert str(change) == "step, sequential, batch 1, n = 8: REGRESSION: slower (+25 %)"
+    assert compare_reports(after, before).changes[0].verdict == "faster"
+
+
+def test_a_peer_is_one_row_whatever_its_threads() -> None:
+    before = report(row("huggingface, 2 threads", 9, 11), row("ar", 9, 11))
+    after = report(row("huggingface, 1 thread", 9, 11), environment={"jax": "0.11"})
+    found = compare_reports(before, after)
+    assert [c.method for c in found.changes] == ["huggingface", "sequential"]
+    assert "1 rows are in one report alone." in found.tables()[0].note
+    assert "jax: 0.10 before, 0.11 after." in found.tables()[0].note
+    assert "load" not in found.tables()[0].note
+
+
+def test_forced_tokens_are_equal_to_nothing() -> None:
+    forced = BenchmarkSettings(forced_acceptance=0.8)
+    reports = [report(row("parallel", 9, 11, equal=e), settings=forced) for e in (4, 0)]
+    assert not compare_reports(*reports).regressions
+
+
+def test_reports_that_do_not_match_are_refused() -> None:
+    first = report(row("ar", 9, 11))
+    for part, field, value in (("environment", "device", "TPU"), ("settings", "num_prompts", 2)):
+        other = copy.deepcopy(first)
+        other[part][field] = value
+        with pytest.raises(ValueError, match=f"don't match: {part}.{field} is "):
+            compare_reports(first, other)
+    with pytest.raises(ValueError, match="don't match: model is 'tiny' and 'large'"):
+        compare_reports(first, first | {"model": "large"})
+    with pytest.raises(ValueError, match="no method, batch size and domain is in both"):
+        compare_reports(first, first | {"decoding": [], "steps": []})
+
+
+_ROW = report(row("ar", 9, 11))["decoding"][0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "3", "{}", "[" * 100_000, '{"model": 1}', "\ud800"),
+        {"decoding": [{"method": "ar"}]},
+        {"decoding": [_ROW | {"tau": "high"}]},
+        {"decoding": [_ROW | {"num_prompts": 0}]},
+        {"decoding": [_ROW | {"batch_size": []}]},
+        {"decoding": [_ROW | {"tokens_per_second": {"median": 0, "low": 0, "high": 0}}]},
+        {"settings": {"repeats": "many"}},
+        {"environment": None},
+    ],
+)
+def test_files_that_are_no_reports_are_refused(content: str | dict, tmp_path) -> None:
+    path = tmp_path / "bench.json"
+    if isinstance(content, dict):
+        content = json.dumps(report(row("ar", 9, 11)) | content)
+    path.write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(ValueError, match=r"bench.json: must be a file that infer/benchmark"):
+        read_report(path)
+
+
+def test_one_repeat_has_no_spread(tmp_path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(report(row("ar", 9, 11))))
+    assert read_report(path)["model"] == "tiny"
+    path.write_text(json.dumps(report(settings=BenchmarkSettings(repeats=1))))
+    with pytest.raises(ValueError, match="repeats=1, which has no spread; must be at least 2"):
+        read_report(path)
