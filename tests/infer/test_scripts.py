@@ -194,6 +194,7 @@ def test_measure_tau_writes_a_report_per_domain(run_script, tmp_path, capsys) ->
     assert "2 of 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_measure_acceptance_writes_a_line_per_domain_and_temperature(
     run_script, tmp_path, capsys
 ) -> None:

@@ -84,7 +84,7 @@ def test_decoding(tmp_path, models, monkeypatch) -> None:
     again, _ = plan_decode(PLAN, ["sequential"], kept=nothing)
     assert again.programs[-1] == sequential
     other = dataclasses.replace(PLAN, batch_size=4)
-    with pytest.raises(Unfinished, match="ar of tiny on v5e:1x1 is the next"):
+    with pytest.raises(Unfinished, match="ar of tiny on v5e:1x1"):
         plan_decode(other, ["sequential"], kept=nothing)
 
     # A table has the rows that are whole, and names the others.
