@@ -196,7 +196,12 @@ def _benchmark(
             methods = _methods(target, draft, settings, schedules, stop_token_ids, temperature)
             for size, rows in prompts[domain].items():
                 peers = peer_methods(
-                    peer, rows[:size], settings.max_new_tokens, stop_token_ids, temperature
+                    peer,
+                    rows[:size],
+                    settings.max_new_tokens,
+                    stop_token_ids,
+                    temperature,
+                    same_precision=target.dtype == jnp.float32,
                 )
                 decoding += measure_decoding(
                     methods + peers,

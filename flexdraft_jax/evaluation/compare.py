@@ -1,7 +1,7 @@
 """Two reports of the benchmark side by side: what became faster, slower or unequal.
 
 A machine is never twice the same, so a change counts only where the repeats of both reports don't
-overlap.
+overlap, and would not if one of the runs had been a tenth slower throughout.
 """
 
 import dataclasses
@@ -19,6 +19,10 @@ from flexdraft_jax.evaluation.timing import Spread
 
 # Greedy tau repeats exactly but for near-ties of the target, which a new version may break anew.
 _TAU_NOISE = 0.01
+# How far whole runs drift apart on an unchanged machine.
+_DRIFT = 0.1
+# With fewer, repeats are often apart by chance.
+_FEWEST_REPEATS = 4
 # What makes numbers of two reports incomparable when it differs.
 _SAME_ENVIRONMENT = ("platform", "device", "processors", "mesh", "dtype")
 _SAME_SETTINGS = (
@@ -67,14 +71,14 @@ class Change:
 
     @property
     def slower(self) -> bool:
-        """Whether every repeat after is slower than every one before."""
+        """Whether every repeat after is slower than every one before, beyond drift."""
         if self.is_step:
-            return self.after.low > self.before.high
-        return self.after.high < self.before.low
+            return self.after.low > self.before.high * (1 + _DRIFT)
+        return self.after.high * (1 + _DRIFT) < self.before.low
 
     @property
     def faster(self) -> bool:
-        """Whether every repeat after is faster than every one before."""
+        """The same, faster."""
         return dataclasses.replace(self, before=self.after, after=self.before).slower
 
     @property
@@ -151,7 +155,10 @@ class Comparison:
     def _table(
         self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
     ) -> Table:
-        notes = ["Medians (lowest-highest). A change is named where the repeats don't overlap."]
+        notes = [
+            "Medians (lowest-highest). A change is named where the repeats are "
+            f"more than {percent(_DRIFT)} apart: whole runs drift."
+        ]
         if self.num_unmatched:
             notes.append(f"{self.num_unmatched} rows are in one report alone.")
         notes += [f"{name}: {a} before, {b} after." for name, (a, b) in self.environment.items()]
@@ -197,7 +204,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads what `infer/benchmark.py --json` wrote.
 
     Raises:
-        ValueError: the file is no such report, or has too few repeats to have a spread.
+        ValueError: the file is no such report, or has too few repeats.
         OSError: there is no file that can be read.
     """
     try:
@@ -211,10 +218,10 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{os.fspath(path)}: must be a file that infer/benchmark.py --json wrote ({error!r})"
         ) from error
-    if repeats < 2:
+    if repeats < _FEWEST_REPEATS:
         raise ValueError(
-            f"{os.fspath(path)}: was measured with repeats={repeats}, which has no spread; must be "
-            "at least 2"
+            f"{os.fspath(path)}: was measured with repeats={repeats}, which is too few; must be "
+            f"at least {_FEWEST_REPEATS}"
         )
     return report
 
@@ -227,7 +234,11 @@ def _rows(report: Mapping[str, Any]) -> dict[_Key, dict[str, Any]]:
         temperature = float(row.get("temperature", 0))
         key = (str(row["domain"]), method, row["batch_size"], row["block_size"], temperature)
         measured = _spread(row["tokens_per_second"])
-        share = None if row["num_equal"] is None else row["num_equal"] / row["num_prompts"]
+        share = None
+        if row["num_equal"] is not None:
+            # A row that parts at a near-tie is as good as equal.
+            equal = row["num_equal"] + (row.get("num_split_at_ties") or 0)
+            share = equal / row["num_prompts"]
         tau = None if row["tau"] is None else float(row["tau"])
         rows[key] = {"measured": measured, "tau": tau, "equal": share}
     for row in report["steps"]:

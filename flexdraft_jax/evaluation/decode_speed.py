@@ -115,8 +115,9 @@ def measure_decoding(
     if near_ties is not None:
         answers = zip(prompts, calls[plain].tokens, strict=True)
         ties = [near_ties(prompt, answer) for prompt, answer in answers]
-    fixed = [times[method.label] for method in methods if method.name in _FIXED_SCHEDULES]
-    best = min(fixed, key=statistics.median, default=None)
+    speeds = {label: [calls[label].num_tokens / t for t in times[label]] for label in calls}
+    fixed = [speeds[method.label] for method in methods if method.name in _FIXED_SCHEDULES]
+    best = max(fixed, key=statistics.median, default=None)
 
     def row(method: Method) -> DecodeRow:
         label = method.label
@@ -127,12 +128,12 @@ def measure_decoding(
             batch_size=batch_size,
             method=method.name,
             block_size=method.block_size,
-            tokens_per_second=Spread.of([call.num_tokens / t for t in times[label]]),
-            speedup=ratios(times[plain], times[label]),
+            tokens_per_second=Spread.of(speeds[label]),
+            speedup=ratios(speeds[label], speeds[plain]),
             tau=_mean([a for lengths in call.steps for a in lengths]),
             num_equal=_num_equal(call.tokens, calls[plain].tokens) if method.same_tokens else None,
             num_prompts=len(prompts),
-            beside_best=ratios(best, times[label]) if best and method.name == "flex" else None,
+            beside_best=ratios(speeds[label], best) if best and method.name == "flex" else None,
             temperature=temperature,
             tau_prompts=_mean([statistics.fmean(lengths) for lengths in call.steps]),
             compile_seconds=max(0.0, beyond) if method.compiles else None,

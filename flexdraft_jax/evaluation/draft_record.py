@@ -51,31 +51,35 @@ class DraftRecord:
 def watch_drafts(decoding: Decoding) -> DraftRecord:
     """Decodes a batch step by step and holds every verified draft against the text that came of it.
 
+    Flex chooses anew behind each of these calls, so its steps need not be those of one long call.
+
     Args:
         decoding: that has read its prompts; it is used up.
     """
     blocks = []
     while True:
         state = decoding.state
-        seen = (state.block.tokens, state.block.verify_length, state.num_emitted)
+        seen = (state.block.tokens, state.num_steps, state.num_emitted)
         # Copies, as the next call is given the arrays themselves.
-        tokens, verify_length, num_emitted = map(np.array, to_host(seen))
+        tokens, num_steps, num_emitted = map(np.array, to_host(seen))
         running = np.array(to_host(state.finish_reason)) == RUNNING
         if not running.any():
             break
-        blocks.append((tokens, np.where(running, verify_length, 0), num_emitted))
+        blocks.append((tokens, running, num_steps, num_emitted))
         decoding.advance(1)
     out = decoding.output()
     num_drafts = decoding.program.block_size - 1
     drafted, right = np.zeros((2, num_drafts), int)
-    for tokens, verify_lengths, num_emitted in blocks:
-        for row, text in enumerate(out.tokens):
+    for tokens, running, num_steps, num_emitted in blocks:
+        for row in np.flatnonzero(running):
+            # As many as the step did verify, which may be fewer than the block asked for.
+            verified = out.verify_lengths[row][num_steps[row]]
             # The bonus, in slot 0, is the last token emitted.
-            following = text[num_emitted[row] :][: verify_lengths[row]]
+            following = out.tokens[row][num_emitted[row] :][:verified]
             drafted[: len(following)] += 1
             right[: len(following)] += tokens[row, 1 : len(following) + 1] == following
-    verified, accepted = _accepted(out.acceptance_lengths, out.verify_lengths, num_drafts)
-    return DraftRecord(verified, accepted, drafted, right)
+    of_each = _accepted(out.acceptance_lengths, out.verify_lengths, num_drafts)
+    return DraftRecord(*of_each, drafted, right)
 
 
 def _accepted(

@@ -1,8 +1,9 @@
 """Tokens that the target's rounding decides.
 
 Two tokens whose logits are closer than one rounding step may change places when sums are taken in
-another order, as a pass over a block takes them beside a pass over one token. There, and there
-alone, greedy decoding may part from plain decoding.
+another order, as a pass over a block takes them beside a pass over one token. There greedy decoding
+may part from plain decoding. Rounding adds up over the layers, and of a sparse model's experts two
+may change places as well, so these are the fewest such tokens.
 """
 
 import functools

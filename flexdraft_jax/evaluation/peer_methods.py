@@ -52,6 +52,7 @@ def peer_methods(
     num_tokens: int,
     stop_token_ids: Sequence[int] | None,
     temperature: float = 0.0,
+    same_precision: bool = True,
 ) -> list[Method]:
     """Plain decoding, and where the batch is one row prompt lookup and assisted generation.
 
@@ -61,6 +62,7 @@ def peer_methods(
         num_tokens: of each prompt, at most.
         stop_token_ids: tokens that end a row.
         temperature: 0 is greedy.
+        same_precision: whether the target computes in float32, as the peer does.
     """
     if peer is None:
         return []
@@ -79,7 +81,8 @@ def peer_methods(
             temperature=temperature,
             **options,
         )
-        methods.append(_method(name, generate, num_tokens, threads, temperature))
+        same_tokens = same_precision and temperature == 0
+        methods.append(_method(name, generate, num_tokens, threads, same_tokens))
     return methods
 
 
@@ -88,13 +91,13 @@ def _method(
     generate: Callable[..., list[list[int]]],
     num_tokens: int,
     threads: int,
-    temperature: float,
+    same_tokens: bool,
 ) -> Method:
     return Method(
         f"{name}, {threads} thread{'s' if threads > 1 else ''}",
         1,
         lambda batch: (generate(batch, num_tokens=num_tokens), []),
         first_token=functools.partial(generate, num_tokens=1),
-        same_tokens=temperature == 0,
+        same_tokens=same_tokens,
         compiles=False,
     )

@@ -194,7 +194,7 @@ def test_what_only_some_families_have(prompts, every_feature):
         target, num_draft_layers=1, block_size=5, calibration_rank=8, rng=jax.random.key(5)
     )
     mesh = make_mesh(2, 2, 2)
-    there = spread_target(target, mesh), spread_draft(draft, config, mesh)
+    there = _spread(target, draft, mesh)
     requests = check_requests(config, prompts, 12, 0.3, None)
     tokens = []
     for models in ((target, draft), there):

@@ -146,7 +146,8 @@ def test_promises_that_were_not_kept_are_believed_no_more():
     assert DRAFTS[chosen(costs, curve, curve, accepted=[100.0], expected=[100.0])]
     # One row's bad luck is not the draft's fault.
     rows, kept = [curve] * 5, [100.0] * 4
-    assert DRAFTS[chosen(costs, rows, rows, accepted=[4.0, *kept], expected=[100.0, *kept])]
+    past = {"accepted": [4.0, *kept], "expected": [100.0, *kept]}
+    assert DRAFTS[chosen(costs, rows, rows, refilled=False, **past)]
 
 
 def test_drafting_is_tried_again_after_a_while():
