@@ -78,6 +78,11 @@ class Decoding:
         """S, of the cache as it is now."""
         return self.state.cache.num_slots
 
+    @property
+    def num_running(self) -> int:
+        """How many rows decode; waits for the device."""
+        return int(np.sum(to_host(self.state.finish_reason) == RUNNING))
+
     def flex_costs(self, state: DecodeState) -> FlexCosts | None:
         """What flex chooses by at the state's sizes; None for a fixed schedule."""
         if self.cost_model is None:

@@ -159,9 +159,9 @@ class Rounds:
     def decode(self, max_steps: int) -> None:
         """Decodes until a row ends, `max_steps` at most."""
         assert self._decoding is not None
-        reading = [row.reading for row in self._rows if row is not None]
-        self._num_running = reading.count(False)
-        if any(reading):
+        waiting = sum(row is not None for row in self._rows)
+        self._num_running = self._decoding.num_running
+        if self._num_running < waiting:  # Some still read, or have ended with their first token.
             max_steps = min(max_steps, _STEPS_BETWEEN_CHUNKS)
         if self._num_running:
             self._decoding.advance(max_steps, min_active=self._num_running)

@@ -181,8 +181,9 @@ class Attention(nn.Module):
             # Beside what attention divides by.
             queries = queries * (self.config.head_dim / scalar) ** 0.5
         # Where a token overflows, its keys tell all who see it. To the others its values have the
-        # weight 0, and 0 * NaN would be NaN.
-        values = jnp.where(jnp.isnan(keys), 0, values)
+        # weight 0, and 0 * NaN or 0 * inf would be NaN.
+        finite = jnp.all(jnp.isfinite(keys) & jnp.isfinite(values), axis=-1, keepdims=True)
+        keys, values = jnp.where(finite, keys, jnp.nan), jnp.where(finite, values, 0)
         return queries, KeysValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
 
     def output(self, values: jax.Array) -> jax.Array:

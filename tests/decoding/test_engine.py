@@ -270,6 +270,31 @@ def test_nan_ends_a_request_alone(make, target, requests, alone, schedule, which
     assert reasons["error"] > 3 and reasons["length"] > 3
 
 
+@pytest.mark.parametrize("schedule", ["sequential", "ar"])
+def test_values_that_overflow_end_a_request_alone(make, target, requests, schedule):
+    """Token 38 has infinite values and finite keys; a row that had one takes the next request."""
+    params = jax.tree.map(lambda x: x, target.params)
+    embedding = params["embed"]["embedding"].at[:, 0].set(0.0).at[38, 0].set(9.0)
+    kernel = params["layers_0"]["attention"]["v_proj"]["kernel"].at[0].set(3e38)
+    params["embed"]["embedding"] = embedding
+    params["layers_0"]["attention"]["v_proj"]["kernel"] = kernel
+    loud = dataclasses.replace(target, params=params)
+    reasons = Counter()
+    for answer in make(schedule, target=loud).run(requests):
+        seen = 38 in requests[answer.index].prompt or 38 in answer.tokens
+        assert seen or answer.finish_reason != "error"
+        reasons[answer.finish_reason] += 1
+    assert reasons["error"] > 3 and reasons["length"] > 3
+
+
+def test_requests_of_one_token_stop_nobody(make):
+    """They end as soon as they are read; a longer one beside them goes on."""
+    requests = [Request((1, 2), 12), *[Request((3,), 1) for _ in range(30)]]
+    engine = make("ar", batch_size=2)
+    done = [u.index for u in engine.stream(requests, steps_per_update=4) if u.answer]
+    assert sorted(done) == list(range(31)) and done.index(0) < 10
+
+
 @pytest.mark.parametrize(
     ("lengths", "chunk"), [([5, 9], 32), ([100] * 3, 128), ([20] * 9 + [2000], 64), ([60], 64)]
 )
