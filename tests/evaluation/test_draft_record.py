@@ -14,19 +14,20 @@ class Scripted:
     program = SimpleNamespace(block_size=4)
 
     def __init__(self) -> None:
-        # Bonus and drafts, v, tokens emitted so far, whether the row still runs.
+        # Bonus and drafts, steps and tokens so far, whether the row still runs.
         steps = [
-            ([[1, 2, 9, 4], [5, 6, 7, 8]], [3, 3], [1, 1], [RUNNING, RUNNING]),
-            ([[3, 4, 9, 9], [5, 6, 7, 8]], [1, 3], [3, 3], [RUNNING, LENGTH]),
-            ([[3, 4, 9, 9], [5, 6, 7, 8]], [1, 3], [5, 3], [LENGTH, LENGTH]),
+            ([[1, 2, 9, 4], [5, 6, 7, 8]], [0, 0], [1, 1], [RUNNING, RUNNING]),
+            ([[3, 4, 9, 9], [5, 6, 7, 8]], [1, 1], [3, 3], [RUNNING, LENGTH]),
+            ([[3, 4, 9, 9], [5, 6, 7, 8]], [2, 1], [5, 3], [LENGTH, LENGTH]),
         ]
         self.states = [
             SimpleNamespace(
-                block=SimpleNamespace(tokens=jnp.array(tokens), verify_length=jnp.array(v)),
+                block=SimpleNamespace(tokens=jnp.array(tokens)),
+                num_steps=jnp.array(done),
                 num_emitted=jnp.array(emitted),
                 finish_reason=jnp.array(reasons),
             )
-            for tokens, v, emitted, reasons in steps
+            for tokens, done, emitted, reasons in steps
         ]
 
     @property

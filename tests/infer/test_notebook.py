@@ -17,6 +17,7 @@ def test_is_committed_without_outputs() -> None:
             assert not cell.outputs and cell.execution_count is None
 
 
+@pytest.mark.slow
 def test_works_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(NOTEBOOK.parents[1]), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
