@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from flexdraft_jax.checkpoints import families, fields, hf, weights
+from flexdraft_jax.checkpoints import fields, hf, weights
+from flexdraft_jax.checkpoints.hf_config import target_config_from_hf, target_config_to_hf
 from flexdraft_jax.checkpoints.paths import existing_directory, read_json
 from flexdraft_jax.checkpoints.safetensors import SafetensorsDirectory, parse_dtype
 from flexdraft_jax.config import DraftConfig, TargetConfig
@@ -176,7 +177,7 @@ def draft_config_to_hf(config: DraftConfig, target: TargetConfig) -> dict[str, A
     """
     check_num_draft_layers(config, target)
     first = target.num_layers - config.num_draft_layers
-    hf_config = families.target_config_to_hf(
+    hf_config = target_config_to_hf(
         dataclasses.replace(
             target,
             num_layers=config.num_draft_layers,
@@ -216,7 +217,7 @@ def _require_same_target(config: Mapping[str, Any], target: TargetConfig) -> Non
         differences = [f"model_type={config.get('model_type')!r} (target: {target.model_type!r})"]
     else:
         # The config of a draft is that of its target, with fewer layers.
-        made_for = families.target_config_from_hf(config)
+        made_for = target_config_from_hf(config)
         differences = [
             f"{name}={getattr(made_for, name)!r} (target: {getattr(target, name)!r})"
             for name in _SHARED_FIELDS

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.sharding import Mesh
 
-from flexdraft_jax.checkpoints import families, weights
+from flexdraft_jax.checkpoints import weights
+from flexdraft_jax.checkpoints.hf_config import target_config_from_hf, target_config_to_hf
 from flexdraft_jax.checkpoints.paths import (
     BucketPath,
     existing_directory,
@@ -182,7 +183,7 @@ def read_target_config(directory: str | os.PathLike[str]) -> TargetConfig:
     generation_path = path / GENERATION_CONFIG_FILE
     generation_config = read_json(generation_path) if generation_path.is_file() else None
     try:
-        return families.target_config_from_hf(config, generation_config)
+        return target_config_from_hf(config, generation_config)
     except ValueError as error:
         raise ValueError(f"{path / CONFIG_FILE}: {error}") from error
 
@@ -208,7 +209,7 @@ def save_target(
         target_rules(config),
         None if dtype is None else parse_dtype(dtype),
     )
-    hf_config = families.target_config_to_hf(config)
+    hf_config = target_config_to_hf(config)
     hf_config["dtype"] = str(tensors[_EMBEDDING].dtype)
     write_directory(directory, hf_config, tensors)
     # Hugging Face `generate` asks this file first; one from an earlier save must not win.

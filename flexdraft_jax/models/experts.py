@@ -34,10 +34,10 @@ class ExpertMLP(nn.Module):
             init=nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0),
             dtype=self.dtype,
         )
-        wide, narrow = (experts.number, c.hidden_size, c.intermediate_size), ("embed", "mlp")
-        gate = matrices("gate_proj", wide, ("experts", *narrow))  # [X, E, F]
-        up = matrices("up_proj", wide, ("experts", *narrow))
-        down = matrices("down_proj", (wide[0], *wide[:0:-1]), ("experts", *narrow[::-1]))
+        num_experts, width, inner = experts.number, c.hidden_size, c.intermediate_size
+        gate = matrices("gate_proj", (num_experts, width, inner), ("experts", "embed", "mlp"))
+        up = matrices("up_proj", (num_experts, width, inner), ("experts", "embed", "mlp"))
+        down = matrices("down_proj", (num_experts, inner, width), ("experts", "mlp", "embed"))
 
         tokens = x.reshape(-1, c.hidden_size)  # [B * T, E]
         shares, chosen = self._route(tokens)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flexdraft_jax.checkpoints.families import target_config_from_hf
 from flexdraft_jax.checkpoints.hf import read_target_config
+from flexdraft_jax.checkpoints.hf_config import target_config_from_hf
 from flexdraft_jax.config import TargetConfig
 
 

@@ -3,11 +3,8 @@ import math
 
 import pytest
 
-from flexdraft_jax.checkpoints.families import (
-    FAMILIES,
-    target_config_from_hf,
-    target_config_to_hf,
-)
+from flexdraft_jax.checkpoints.families import FAMILIES
+from flexdraft_jax.checkpoints.hf_config import target_config_from_hf, target_config_to_hf
 from flexdraft_jax.config import Experts, RopeScaling, TargetConfig
 
 LLAMA3 = {

@@ -12,8 +12,8 @@ import pytest
 import safetensors.numpy
 
 import flexdraft_jax as fd
-from flexdraft_jax.checkpoints.families import target_config_to_hf
 from flexdraft_jax.checkpoints.hf import target_rules
+from flexdraft_jax.checkpoints.hf_config import target_config_to_hf
 from flexdraft_jax.checkpoints.weights import flatten, place, stored_shapes
 from flexdraft_jax.models.target import target_shapes
 
