@@ -15,7 +15,7 @@ def decode_table(rows: Sequence[DecodeRow], title: str, note: str, columns: Sequ
         rows: to show.
         title: of the table.
         note: below the table.
-        columns: which of `DECODE_COLUMNS` to show.
+        columns: which keys of `_CELLS` to show.
     """
     cells = [tuple(_CELLS[column](row) for column in columns) for row in rows]
     return Table(title, tuple(columns), cells, note)
@@ -77,4 +77,3 @@ _CELLS: Mapping[str, Callable[[DecodeRow], str]] = {
     "compilation, s": lambda r: "-" if r.compile_seconds is None else f"{r.compile_seconds:.1f}",
     "peak memory, MiB": _peak,
 }
-DECODE_COLUMNS = tuple(_CELLS)
