@@ -38,7 +38,12 @@ _BATCH_SIZES = flags.DEFINE_list(
     "batch_sizes", ["1", "2", "4", "8", "16", "32"], "Rows decoded together."
 )
 _NUM_SLOTS = flags.DEFINE_list("num_slots", ["256"], "Sizes of the cache.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Steps in one timed call.", lower_bound=1)
+_NUM_STEPS = flags.DEFINE_integer(
+    "num_steps",
+    None,
+    "Steps in one timed call; 8 to 64, as many as take 0.1 s, if left out.",
+    lower_bound=1,
+)
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Of every measurement, interleaved.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Write this file instead of the one that decoding finds by itself."

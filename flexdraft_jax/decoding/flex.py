@@ -3,10 +3,11 @@
 Decoding is taken for a process that goes on for ever, and the step is chosen that earns the most
 tokens per millisecond in the long run. Whatever is chosen, greedy and coupled tokens are the same.
 
-A draft may be accepted with the probability that its confidence and those before it promise
-together, corrected by how far the batch's past drafts have kept such promises: that is a trait of
-the draft, where a row by itself shows luck besides. The correction knows past verdicts alone, never
-a draft of the block that is to be verified: rejection would be biased otherwise.
+A draft is accepted with the probability that its confidence and those before it promise together,
+raised to a power: the batch's risk, how many rejections there have been for each that confidence
+foretold. That is a trait of the draft and the text, where a row by itself shows luck besides. The
+risk knows past verdicts alone, never a draft of the block that is to be verified: rejection would
+be biased otherwise.
 """
 
 import dataclasses
@@ -19,11 +20,13 @@ import jax.numpy as jnp
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.parallel.axes import array_field
 
-# What is left of a sum after each step: ten blocks are remembered, and fifty verdicts, which
-# depend on luck.
-_BLOCK_DECAY, _VERDICT_DECAY = 0.9, 0.98
-# A batch without a past is trusted as if this many promised drafts had been accepted.
-_PRIOR = 64.0
+# What is left of a sum after each step: some thirty blocks are remembered, as a poor passage says
+# little of the rest of an answer, and fifty verdicts.
+_BLOCK_DECAY, _VERDICT_DECAY = 0.97, 0.98
+# A batch without a past is judged as if so many rejections had been foretold, and as many of them
+# had come: a little fewer, as the token that is most likely to the target is more often the
+# draft's, too, than a draft that was trained for the whole distribution is sure of it.
+_FORETOLD, _RISK = 8.0, 0.85
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
 _HOPE = 0.9
@@ -57,15 +60,16 @@ class DraftHistory:
     """What the drafts of each row have been worth.
 
     Attributes:
-        accepted: [B] float32, decaying sum of accepted drafts.
-        expected: [B] float32, how many their confidences had promised.
-        survival: [B, n - 1] float32, decaying sum of the survival curves of drafted blocks.
+        rejected: [B] float32, decaying sum of rejections, at most one of a block.
+        foretold: [B] float32, how many their confidences had foretold.
+        survival: [B, n - 1] float32, decaying sum of the survival curves of drafted blocks, each
+            raised to the risk of its time.
         blocks: [B] float32, the same sum of ones.
         idle: [B] int32, steps since a block was drafted.
     """
 
-    accepted: jax.Array = array_field("batch")
-    expected: jax.Array = array_field("batch")
+    rejected: jax.Array = array_field("batch")
+    foretold: jax.Array = array_field("batch")
     survival: jax.Array = array_field("batch", "block")
     blocks: jax.Array = array_field("batch")
     idle: jax.Array = array_field("batch")
@@ -74,8 +78,8 @@ class DraftHistory:
 def empty_history(batch_size: int, block_size: int) -> DraftHistory:
     """Of rows that have drafted nothing yet; n is 1 where nothing is ever drafted."""
     return DraftHistory(
-        accepted=jnp.zeros(batch_size),
-        expected=jnp.zeros(batch_size),
+        rejected=jnp.zeros(batch_size),
+        foretold=jnp.zeros(batch_size),
         survival=jnp.tile(_HOPE ** jnp.arange(1.0, block_size), (batch_size, 1)),
         blocks=jnp.ones(batch_size),
         idle=jnp.zeros(batch_size, jnp.int32),
@@ -93,12 +97,15 @@ def note_verdict(
         verify_length: [B] v, how many of its drafts were verified.
         num_accepted: [B] a.
     """
-    verified = jnp.arange(survival.shape[1]) < verify_length[:, None]
-    expected = jnp.sum(jnp.where(verified, survival, 0.0), axis=1)
+    before = jnp.pad(survival, ((0, 0), (1, 0)), constant_values=1.0)[:, :-1]
+    chance = 1.0 - survival / jnp.maximum(before, jnp.finfo(jnp.float32).tiny)
+    # Nobody knows what became of drafts behind a rejected one.
+    tested = jnp.minimum(num_accepted + 1, verify_length)
+    judged = jnp.arange(survival.shape[1]) < tested[:, None]
     return dataclasses.replace(
         history,
-        accepted=_VERDICT_DECAY * history.accepted + num_accepted,
-        expected=_VERDICT_DECAY * history.expected + expected,
+        rejected=_VERDICT_DECAY * history.rejected + (num_accepted < verify_length),
+        foretold=_VERDICT_DECAY * history.foretold + jnp.sum(jnp.where(judged, chance, 0.0), 1),
         idle=history.idle + 1,
     )
 
@@ -108,7 +115,7 @@ def note_block(history: DraftHistory, survival: jax.Array) -> DraftHistory:
     kept = _BLOCK_DECAY**history.idle
     return dataclasses.replace(
         history,
-        survival=kept[:, None] * history.survival + survival,
+        survival=kept[:, None] * history.survival + survival ** _risk(history),
         blocks=kept * history.blocks + 1.0,
         idle=jnp.zeros_like(history.idle),
     )
@@ -146,15 +153,14 @@ def choose_variant(
     """
     costs, active = flex_costs.costs, remaining > 0
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
-    trust = (_PRIOR + jnp.sum(history.accepted)) / (_PRIOR + jnp.sum(history.expected))
-    usual = trust * history.survival / history.blocks[:, None]
+    usual = history.survival / history.blocks[:, None]
     weight, pace = _wait_for_last(usual, remaining)
     weight = jnp.where(flex_costs.refilled, active, weight)
     pace = jnp.where(flex_costs.refilled, 1.0, pace)
     rows = jnp.sum(weight)
     gain, usual_gain = (
         jnp.maximum(pace * (rows + _accepted(x, weight)[num_drafts]) - rows, 0.0)
-        for x in (trust * survival, usual)
+        for x in (survival ** _risk(history), usual)
     )  # [variants]
 
     plain_rate = rows / costs[0]
@@ -168,6 +174,12 @@ def choose_variant(
     return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
 
 
+def _risk(history: DraftHistory) -> jax.Array:
+    """Rejections for each that was foretold, of the whole batch; scalar."""
+    rejected, foretold = jnp.sum(history.rejected), jnp.sum(history.foretold)
+    return (_RISK * _FORETOLD + rejected) / (_FORETOLD + foretold)
+
+
 def _wait_for_last(usual: jax.Array, remaining: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What counts where all rows wait for the last one.
 
@@ -179,7 +191,6 @@ def _wait_for_last(usual: jax.Array, remaining: jax.Array) -> tuple[jax.Array, j
         [B] what a token is worth in each row; and how fast the last of the rows is for their
         mean, where they draft: chance lets some of them fall behind. Without drafts all go alike.
     """
-    usual = jnp.minimum(usual, 1.0)
     mean = 1.0 + jnp.sum(usual, axis=1)  # Tokens of a step.
     second = jnp.sum((2.0 * jnp.arange(usual.shape[1]) + 1.0) * usual, axis=1)
     variance = jnp.maximum(second - (mean - 1.0) ** 2, 0.0)
@@ -192,5 +203,5 @@ def _wait_for_last(usual: jax.Array, remaining: jax.Array) -> tuple[jax.Array, j
 
 def _accepted(survival: jax.Array, weight: jax.Array) -> jax.Array:
     """Drafts that all rows may accept of the first 0, 1, ... n - 1: [B, n - 1], [B] -> [n]."""
-    by_slot = jnp.sum(weight[:, None] * jnp.minimum(survival, 1.0), axis=0)
+    by_slot = jnp.sum(weight[:, None] * survival, axis=0)
     return jnp.pad(jnp.cumsum(by_slot), (1, 0))

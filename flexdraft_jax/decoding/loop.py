@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,11 +101,12 @@ def first_state(
         dtype: of the cache.
         settings: arguments of `init_state`.
     """
-    make: Callable[..., DecodeState]
-    make = _make_state if program.mesh is None else _make_state_on_mesh
-    return make(program.model.config, program.block_size, program.mesh, num_slots, dtype, settings)
+    config = program.model.config
+    return _make_state(config, program.block_size, program.mesh, num_slots, dtype, settings)
 
 
+# Compiled, so that no device of a mesh ever holds all of it, and as one call is faster than thirty.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _make_state(
     config: TargetConfig,
     block_size: int,
@@ -115,13 +115,8 @@ def _make_state(
     dtype: DTypeLike,
     settings: dict[str, Any],
 ) -> DecodeState:
-    settings = jax.tree.map(jnp.asarray, settings)
     cache = init_cache(config, len(settings["budget"]), num_slots, dtype)
     return place_rows(init_state(config, cache, block_size=block_size, **settings), mesh, config)
-
-
-# Compiled, so that no device ever holds all of it.
-_make_state_on_mesh = jax.jit(_make_state, static_argnums=(0, 1, 2, 3, 4))
 
 
 @functools.partial(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
@@ -41,6 +42,8 @@ class StepVariant:
 
 
 PLAIN_STEP = StepVariant("ar", 1)
+# Of a call of `StepTimer` that is told nothing else.
+_CALL_SECONDS, _FEWEST_STEPS, _MOST_STEPS = 0.1, 8, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +121,7 @@ def measure_costs(
     block_sizes: Sequence[int],
     batch_sizes: Sequence[int],
     slot_counts: Sequence[int] = (256,),
-    num_steps: int = 16,
+    num_steps: int | None = None,
     repeats: int = 5,
     progress: Progress = silent,
 ) -> Iterator[StepCosts]:
@@ -130,7 +133,7 @@ def measure_costs(
         block_sizes: n.
         batch_sizes: B.
         slot_counts: S of the cache.
-        num_steps: in one call of the loop.
+        num_steps: in one call of the loop; see `StepTimer`.
         repeats: of every measurement; their median counts.
         progress: told about each size.
 
@@ -218,7 +221,7 @@ class StepTimer:
         variant: StepVariant,
         batch_size: int,
         num_slots: int,
-        num_steps: int,
+        num_steps: int | None,
     ) -> None:
         """Compiles and warms up.
 
@@ -228,7 +231,9 @@ class StepTimer:
             variant: the step.
             batch_size: B.
             num_slots: S of the cache; the cost of a step grows with it.
-            num_steps: steps in one call.
+            num_steps: steps in one call; as many as take a tenth of a second, but not fewer than
+                8 and not more than 64, if None. The first steps of a call are slower than the
+                rest, by a third where they are short, and those of an answer are many.
 
         Raises:
             ValueError: a cache with less room than two blocks.
@@ -249,8 +254,10 @@ class StepTimer:
         )
         program = dataclasses.replace(decoding.program, variants=(variant.compiled,))
         self._decoding = dataclasses.replace(decoding, program=program)
-        self._num_steps = num_steps
+        self._num_steps = num_steps or _FEWEST_STEPS
         self()
+        if num_steps is None:
+            self._num_steps = int(np.clip(_CALL_SECONDS / self(), _FEWEST_STEPS, _MOST_STEPS))
 
     def __call__(self) -> float:
         # The loop takes its state away (it is donated), and copying is no part of a step.

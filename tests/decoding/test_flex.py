@@ -36,13 +36,17 @@ def choose(flex_costs, history, survival, remaining, num_steps, variants=VARIANT
 
 
 def chosen(costs, usual, now, *, remaining=10, num_steps=0, refilled=True, **history) -> int:
-    """Index of the choice, for rows with these usual curves and these blocks, [B, n - 1] each."""
+    """Index of the choice, for rows with these usual curves and these blocks, [B, n - 1] each.
+
+    Unless `history` says otherwise, confidence has proved right a million times.
+    """
     usual, now = np.atleast_2d(usual).astype(np.float32), np.atleast_2d(now).astype(np.float32)
     rows, drafts = usual.shape
+    history = {"rejected": np.full(rows, 1e6), "foretold": np.full(rows, 1e6)} | history
     known = dataclasses.replace(
         empty_history(rows, drafts + 1),
         survival=jnp.asarray(usual),
-        **{name: jnp.asarray(value) for name, value in history.items()},
+        **{name: jnp.asarray(value, jnp.float32) for name, value in history.items()},
     )
     flex_costs = FlexCosts(jnp.asarray(costs, jnp.float32), jnp.asarray(refilled))
     remaining, num_steps = (jnp.broadcast_to(jnp.asarray(x), rows) for x in (remaining, num_steps))
@@ -139,15 +143,19 @@ def test_rows_are_weighed_together_and_finished_ones_not_at_all():
     assert DRAFTS[chosen(costs, [bad, good, good], [bad, good, good])]
 
 
-def test_promises_that_were_not_kept_are_believed_no_more():
-    costs, curve = [1.0, 1.5, 2.0, 2.4], [0.9, 0.8, 0.7, 0.6]
-    assert DRAFTS[chosen(costs, curve, curve)]
-    assert not DRAFTS[chosen(costs, curve, curve, accepted=[4.0], expected=[100.0])]
-    assert DRAFTS[chosen(costs, curve, curve, accepted=[100.0], expected=[100.0])]
+def test_confidence_counts_for_what_became_of_it():
+    """Rejections, for each that was foretold, are the power of a block's survival curve."""
+    costs, usual, now = [1.0, 1.5, 1.9, 2.2], [0.9, 0.8, 0.7, 0.6], [0.8, 0.6, 0.4, 0.2]
+
+    def verified(rejected, rows=1) -> int:
+        history = {"rejected": rejected, "foretold": np.full(rows, 1e6)}
+        return VARIANTS[chosen(costs, [usual] * rows, [now] * rows, **history)].num_drafts
+
+    lengths = [verified([1e6 * risk]) for risk in np.geomspace(0.1, 10, 20)]
+    assert lengths == sorted(lengths, reverse=True) and set(lengths) == {0, 3, 4}
     # One row's bad luck is not the draft's fault.
-    rows, kept = [curve] * 5, [100.0] * 4
-    past = {"accepted": [4.0, *kept], "expected": [100.0, *kept]}
-    assert DRAFTS[chosen(costs, rows, rows, refilled=False, **past)]
+    assert verified([5e5] + [0.0] * 4, rows=5) == verified([1e5] * 5, rows=5) == 4
+    assert verified([1e7] * 5, rows=5) == 0
 
 
 def test_drafting_is_tried_again_after_a_while():
@@ -197,19 +205,32 @@ def test_a_batch_that_is_not_refilled_waits_for_its_unlucky_rows():
 
 def test_what_a_history_remembers():
     survival = jnp.array([[0.5, 0.25, 0.125]])
-    hope = flex._HOPE ** np.arange(1, 4)
+    hope, block = flex._HOPE ** np.arange(1, 4), survival[0] ** flex._RISK
     history = note_block(empty_history(1, 4), survival)
-    np.testing.assert_allclose(history.survival[0], hope + survival[0], rtol=1e-6)
+    np.testing.assert_allclose(history.survival[0], hope + block, rtol=1e-6)
+    # Two were verified, and the second was rejected: each had had a chance of a half.
     history = note_verdict(history, survival, jnp.array([2]), jnp.array([1]))
-    assert history.accepted == 1 and history.expected == 0.75 and history.idle == 1
+    assert history.rejected == 1 and history.foretold == 1 and history.idle == 1
+    # Behind the first, which was rejected, nothing is judged.
+    other = note_verdict(history, survival, jnp.array([3]), jnp.array([0]))
+    np.testing.assert_allclose([other.rejected[0], other.foretold[0]], [1.98, 1.48], rtol=1e-6)
+    # All of them accepted is no rejection; nothing verified is no verdict.
+    other = note_verdict(history, survival, jnp.array([3]), jnp.array([3]))
+    np.testing.assert_allclose([other.rejected[0], other.foretold[0]], [0.98, 2.48], rtol=1e-6)
     history = note_verdict(history, survival, jnp.array([0]), jnp.array([0]))
-    np.testing.assert_allclose([history.accepted[0], history.expected[0]], [0.98, 0.735])
+    np.testing.assert_allclose([history.rejected[0], history.foretold[0]], 0.98, rtol=1e-6)
     assert history.idle == 2
     # Two steps fade what was known, whatever they were.
     history = note_block(history, jnp.zeros((1, 3)))
     assert history.idle == 0
-    np.testing.assert_allclose(history.survival[0], 0.81 * (hope + survival[0]), rtol=1e-6)
-    np.testing.assert_allclose(history.blocks, 0.81 * 2 + 1)
+    kept = flex._BLOCK_DECAY**2
+    np.testing.assert_allclose(history.survival[0], kept * (hope + block), rtol=1e-6)
+    np.testing.assert_allclose(history.blocks, kept * 2 + 1)
+    # From then on, blocks are seen as verdicts were until now.
+    history = dataclasses.replace(
+        history, rejected=jnp.array([2e6]), foretold=jnp.array([1e6]), survival=jnp.zeros((1, 3))
+    )
+    np.testing.assert_allclose(note_block(history, survival).survival, survival**2, rtol=1e-4)
 
 
 def profile_of(verify, draft, parallel) -> Profile:
