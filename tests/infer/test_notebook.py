@@ -46,7 +46,7 @@ def test_installs_what_is_there(
     monkeypatch.setattr(subprocess, "check_call", commands.append)
     cell = nbformat.read(NOTEBOOK, as_version=4).cells[2].source
     if source is None:
-        with pytest.raises(ValueError, match=r"no flexdraft_jax-\*.whl, .* REPOSITORY is empty"):
+        with pytest.raises(ValueError, match=r"no flexdraft_jax-\*.whl .* REPOSITORY is empty"):
             exec(cell, {})
     else:
         exec(cell, {})
