@@ -163,7 +163,7 @@ def _copies_to_multiply(dtype: jnp.dtype, num_rows: int) -> bool:
     rows, matrix = (jax.ShapeDtypeStruct((length, size), dtype) for length in (num_rows, size))
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         memory = jax.jit(jnp.matmul).lower(rows, matrix).compile().memory_analysis()
-    return memory.temp_size_in_bytes >= 4 * size**2
+    return memory is None or memory.temp_size_in_bytes >= 4 * size**2
 
 
 def _devices(target: Target) -> set[jax.Device]:
