@@ -8,7 +8,7 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses auto --maxpro
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-all test-tpu docs lint format typecheck clean
+.PHONY: help install install-dev demo test test-all test-tpu wheel-test docs lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,15 @@ test-all: $(VENV)/.installed  ## run all tests on the CPU
 test-tpu: $(VENV)/.installed  ## compile for TPUs that aren't there, one program at a time; twenty minutes
 	$(BIN)/python -m pip install --quiet --editable ".[test,tpu_plan]"
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_aot $(TESTS)
+
+WHEEL_TEST := $(CURDIR)/build/wheel-test
+wheel-test: $(BIN)/python  ## build sdist and wheel, install in an empty environment, run the demo there
+	rm -rf $(WHEEL_TEST)
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir $(WHEEL_TEST) .
+	$(BIN)/python -m venv $(WHEEL_TEST)/venv
+	$(WHEEL_TEST)/venv/bin/python -m pip install --quiet $(WHEEL_TEST)/*.whl
+	cd $(WHEEL_TEST) && env -u PYTHONPATH venv/bin/python -m flexdraft_jax.infer.demo
 
 docs: $(VENV)/.installed  ## build the documentation into build/site, with every link checked
 	$(BIN)/python -m pip install --quiet --editable ".[test,docs]"

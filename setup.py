@@ -1,4 +1,4 @@
-"""Installs the library alone: scripts, configurations and tests stay in the repository."""
+"""Installs the library and its scripts; configurations and tests stay in the repository."""
 
 from setuptools import find_packages, setup
 
@@ -8,7 +8,13 @@ setup(
     description="FlexDraft in JAX: a language model that drafts for itself, losslessly",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["flexdraft_jax", "flexdraft_jax.*"]),
+    packages=[
+        *find_packages(include=["flexdraft_jax", "flexdraft_jax.*"]),
+        "flexdraft_jax.infer",
+        "flexdraft_jax.train",
+    ],
+    # `python -m flexdraft_jax.infer.demo` is infer/demo.py where there is no repository.
+    package_dir={"flexdraft_jax.infer": "infer", "flexdraft_jax.train": "train"},
     package_data={"flexdraft_jax": ["py.typed", "assets/**/*"]},
     install_requires=[
         "absl-py>=2.1",
@@ -40,6 +46,7 @@ setup(
             "nbformat>=5.10",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
+            "setuptools>=77",
         ],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"],
         "peers": ["torch>=2.5"],

@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from flexdraft_jax.config import TargetConfig
@@ -84,8 +86,9 @@ def plan_memory(
     if mesh is not None and mesh.shape["fsdp"] > 1:
         # A weight is gathered when it is used.
         workspace += max(leaf.nbytes for leaf in leaves) // mesh.shape["tensor"]
-    if item < 4 and any(device.platform == "cpu" for device in _devices(target)):
-        workspace += 4 // item * (weights + cache)  # Copies, as it multiplies in float32 alone.
+    on_cpu = any(device.platform == "cpu" for device in _devices(target))
+    if item < 4 and on_cpu and _copies_to_multiply(target.dtype, min(rows, 2)):
+        workspace += 4 // item * (weights + cache)
     return MemoryPlan(weights, cache, workspace)
 
 
@@ -151,6 +154,16 @@ def _container_limits() -> Iterator[int]:
     for path in _CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # It is not there, or says "max".
             yield int(pathlib.Path(path).read_text())
+
+
+@functools.cache
+def _copies_to_multiply(dtype: jnp.dtype, num_rows: int) -> bool:
+    """Whether XLA on the CPU copies 16-bit matrices in float32: JAX 0.10 always, 0.11 at times."""
+    size = 128
+    rows, matrix = (jax.ShapeDtypeStruct((length, size), dtype) for length in (num_rows, size))
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        memory = jax.jit(jnp.matmul).lower(rows, matrix).compile().memory_analysis()
+    return memory is None or memory.temp_size_in_bytes >= 4 * size**2
 
 
 def _devices(target: Target) -> set[jax.Device]:

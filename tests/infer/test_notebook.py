@@ -1,7 +1,10 @@
 """The notebook: committed clean, and works from top to bottom."""
 
+import importlib.util
 import os
 import re
+import subprocess
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import nbformat
@@ -15,6 +18,40 @@ def test_is_committed_without_outputs() -> None:
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
+
+
+@pytest.mark.parametrize(
+    "files, repository, source",
+    [
+        ([], "", None),
+        ([], "https://host/name", "git+https://host/name"),
+        (["flexdraft_jax-0.1.0-py3-none-any.whl"], "", "flexdraft_jax-0.1.0-py3-none-any.whl"),
+        (["flexdraft_jax/flexdraft_jax/__init__.py"], "", "flexdraft_jax"),
+        (["../flexdraft_jax/__init__.py"], "", ".."),
+    ],
+)
+def test_installs_what_is_there(
+    files: list[str], repository: str, source: str | None, tmp_path: Path, monkeypatch
+) -> None:
+    here = tmp_path / "infer"
+    here.mkdir()
+    for file in files:
+        (here / file).resolve().parent.mkdir(parents=True, exist_ok=True)
+        (here / file).touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("FLEXDRAFT_REPOSITORY", repository)
+    # Of a folder without code, such as a clone, Python makes a spec that comes from nowhere.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "check_call", commands.append)
+    cell = nbformat.read(NOTEBOOK, as_version=4).cells[2].source
+    if source is None:
+        with pytest.raises(ValueError, match=r"no flexdraft_jax-\*.whl .* REPOSITORY is empty"):
+            exec(cell, {})
+    else:
+        exec(cell, {})
+        [[*_, installed]] = [[part for part in c if "jax[" not in part] for c in commands]
+        assert installed == source or Path(installed) == (here / source).resolve()
 
 
 @pytest.mark.slow
