@@ -85,7 +85,10 @@ def load_draft(
             target or cannot be used as configured, tensors are missing, unexpected or of another
             shape (all of them are listed), weights are NaN or infinite, or do not divide among
             the mesh's devices.
+        TypeError: the target is none, or the directory no path.
     """
+    if not isinstance(target, Target):
+        raise TypeError(f"target is a {type(target).__name__}: must be a Target")
     draft_dtype = np.dtype(target.dtype) if dtype is None else parse_dtype(dtype)
     config = read_draft_config(directory, target.config)
     checkpoint = SafetensorsDirectory(directory)
@@ -104,8 +107,9 @@ def read_draft_config(directory: str | os.PathLike[str], target: TargetConfig) -
         ValueError: as `load_draft`, but for weights.
     """
     path = existing_directory(directory) / hf.CONFIG_FILE
+    config = read_json(path)
     try:
-        return draft_config_from_hf(read_json(path), target)
+        return draft_config_from_hf(config, target)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -150,7 +150,7 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> "PreTrainedTokenizerBas
     """Loads the tokenizer that lies beside a target's weights.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or its files are broken.
     """
     path = input_path(directory)
     # Without this look, a missing tokenizer becomes a search on the network.
@@ -168,7 +168,12 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> "PreTrainedTokenizerBas
     # Takes seconds, and most users of the library never need it.
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # Of Python's and of Rust's, by what is wrong with which file.
+        raise ValueError(
+            f"{path}: the tokenizer can't be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def read_target_config(directory: str | os.PathLike[str]) -> TargetConfig:

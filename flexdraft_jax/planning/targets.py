@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from flexdraft_jax.checkpoints.hf import read_target_config
 from flexdraft_jax.checkpoints.hf_config import target_config_from_hf
+from flexdraft_jax.checkpoints.paths import read_json
 from flexdraft_jax.config import TargetConfig
 
 
@@ -56,7 +56,8 @@ def find_target(name: str) -> TargetConfig:
         raise ValueError(
             f"target={name!r}: must be a directory, a config.json or one of {', '.join(TARGETS)}"
         )
+    config = read_json(path)
     try:
-        return target_config_from_hf(json.loads(path.read_text()), None)
+        return target_config_from_hf(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
