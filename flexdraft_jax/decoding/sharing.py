@@ -27,7 +27,10 @@ def check_mesh(target: Target, draft: Draft | None, mesh: Mesh | None = None) ->
 
     Raises:
         ValueError: weights lie elsewhere, or on a mesh that is none of `make_mesh`.
+        TypeError: `mesh` is no mesh.
     """
+    if not isinstance(mesh, Mesh | None):
+        raise TypeError(f"mesh={mesh!r}: must be a Mesh or None")
     found = mesh_of(target.params)
     devices = _devices(target.params)
     if mesh is not None and mesh != found and (mesh.size > 1 or set(mesh.devices.flat) != devices):
