@@ -1,6 +1,7 @@
 """The whole benchmark: step costs and tokens per second, as ratios in one run."""
 
 import functools
+import hashlib
 import itertools
 import os
 import platform
@@ -151,6 +152,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _digests(prompts: Prompts) -> dict[str, str]:
+    """By domain, a hash of its prompts: files of one name may hold others elsewhere."""
+    return {
+        domain: hashlib.sha256(repr(max(batches.values(), key=len)).encode()).hexdigest()[:8]
+        for domain, batches in prompts.items()
+    }
+
+
 def _repeated(prompts: Mapping[str, list[list[int]]], batch_sizes: Sequence[int]) -> Prompts:
     """Batches that are larger than the prompts are many repeat them."""
     return {
@@ -177,7 +186,15 @@ def _benchmark(
 ) -> BenchmarkReport:
     """All parts, whole calls with the schedules named beside plain decoding."""
     steps, decoding = [], []
-    facts = _facts(target, draft, settings)
+    facts = _facts(target, draft, settings) | {"prompts": _digests(prompts)}
+    peer = None
+    if "decoding" in settings.parts:
+        peer = hugging_face(target, assistant)  # First, as it may be refused.
+    elif assistant is not None:
+        raise ValueError(
+            f"assistant={os.fspath(assistant)!r}: drafts in whole calls, so decoding must be among "
+            f"parts={','.join(settings.parts)}"
+        )
     if "steps" in settings.parts:
         steps = measure_steps(
             target,
@@ -190,7 +207,6 @@ def _benchmark(
             progress=progress,
         )
     if "decoding" in settings.parts:
-        peer = hugging_face(target, assistant)
         facts |= {"peak memory": peak_source(), "huggingface": describe_peer(peer)}
         for temperature, domain in itertools.product(settings.temperatures, prompts):
             methods = _methods(target, draft, settings, schedules, stop_token_ids, temperature)
