@@ -1,7 +1,6 @@
 """What a target and its draft look like: frozen, hashable, and therefore static under `jax.jit`."""
 
 import dataclasses
-import functools
 import math
 import sys
 import types
@@ -27,7 +26,7 @@ def check_fields(config: Any, group: str = "", **bounds: tuple[float, float]) ->
         TypeError: a field holds something of another type; it is named, with the value.
         ValueError: a number or a name is not one of those that there may be.
     """
-    for name, kind in _declared(type(config)).items():
+    for name, kind in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if typing.get_origin(kind) is typing.Literal:
             if type(value) is not str or value not in typing.get_args(kind):
@@ -39,7 +38,7 @@ def check_fields(config: Any, group: str = "", **bounds: tuple[float, float]) ->
             raise TypeError(f"{group}{name}={value!r}: must be {_in_words(kind)}")
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
-        if value is None or (low <= value <= high and value != math.inf):
+        if value is None or low <= value <= min(high, sys.float_info.max):
             continue
         if (low, high) == POSITIVE:
             right = "positive, and finite"
@@ -50,11 +49,6 @@ def check_fields(config: Any, group: str = "", **bounds: tuple[float, float]) ->
         else:
             right = f"at least {low:g}"
         raise ValueError(f"{group}{name}={value}: must be {right}")
-
-
-@functools.cache
-def _declared(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -209,6 +203,7 @@ class TargetConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
+            "",
             num_layers=(1, MAX_LAYERS),
             rms_norm_eps=POSITIVE,
             rope_theta=POSITIVE,

@@ -147,8 +147,8 @@ def _read_compiled(entry: Mapping[str, Any]) -> Compiled:
     """What was kept of a program, as the compiler's numbers alone are of use."""
     memory, parts = entry["memory"], entry["memory"]["parts"]
 
-    def count(of: Mapping[str, Any], name: str, **null: None) -> Any:
-        return fields.integer(of, name, minimum=0, maximum=2**63, **null)
+    def count(of: Mapping[str, Any], name: str) -> int:
+        return fields.integer(of, name, minimum=0, maximum=2**63)
 
     collectives = tuple(
         Traffic(
@@ -166,7 +166,7 @@ def _read_compiled(entry: Mapping[str, Any]) -> Compiled:
         fits=fields.flag(entry, "fits"),
         memory=Memory(
             parts={part: count(parts, part) for part in parts},
-            limit=count(memory, "limit", null=None),
+            limit=None if memory["limit"] is None else count(memory, "limit"),
             **{name: count(memory, name) for name in _MEMORY_COUNTS},
         ),
         collectives=collectives,

@@ -40,6 +40,7 @@ SHAPE = {
         ("head_dim", 0, ValueError, "head_dim=0: must be at least 1"),
         ("rms_norm_eps", float("nan"), ValueError, "rms_norm_eps=nan: must be positive, and fin"),
         ("rope_theta", float("inf"), ValueError, "rope_theta=inf: must be positive, and finite"),
+        ("rope_theta", 10**400, ValueError, "rope_theta=1000.*: must be positive, and finite"),
         ("qk_norm", 1, TypeError, "qk_norm=1: must be True or False"),
         ("rope_scaling", {}, TypeError, "rope_scaling={}: must be a RopeScaling or None"),
         ("hidden_act", "relu", ValueError, "hidden_act='relu': must be one of 'silu', 'gelu_py"),
