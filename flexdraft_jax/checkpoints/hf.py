@@ -25,6 +25,7 @@ from flexdraft_jax.checkpoints.safetensors import (
 )
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.target import Target, target_shapes, target_shardings
+from flexdraft_jax.parallel.mesh import check_is_mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,8 +133,10 @@ def load_target(
             that is not supported, tensors are missing, unexpected or of another shape (all of
             them are listed), weights are NaN or infinite, or do not divide among the mesh's
             devices.
+        TypeError: the directory is no path, or the mesh none.
     """
     target_dtype = parse_dtype(dtype)
+    check_is_mesh(mesh)
     config = read_target_config(directory)
     checkpoint = SafetensorsDirectory(directory)
     shapes, rules = target_shapes(config, target_dtype), target_rules(config)
@@ -207,6 +210,8 @@ def save_target(
         ValueError: the family's config.json has no words for this config, the parameters do not
             fit it, or weights are NaN or infinite. Nothing is written then.
     """
+    if not isinstance(target, Target):
+        raise TypeError(f"target is a {type(target).__name__}: must be a Target")
     config = target.config
     tensors = weights.named_tensors(
         target.params,

@@ -91,8 +91,7 @@ def input_path(path: str | os.PathLike[str] | BucketPath) -> InputPath:
     """
     if isinstance(path, BucketPath):
         return path
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"directory={path!r}: must be a path")
+    _require_path(path)
     text = os.fspath(path)
     scheme = _BUCKET.match(text)
     if scheme is None:
@@ -113,11 +112,17 @@ def existing_directory(directory: str | os.PathLike[str] | BucketPath) -> InputP
 
 def require_local(path: str | os.PathLike[str]) -> None:
     """ValueError if the path is a URL, which would become a folder named "gs:"."""
+    _require_path(path)
     if re.match(r"[a-z0-9]{2,}:/", os.fspath(path)):
         raise ValueError(
             f"{os.fspath(path)}: must be a path of the file system; mount the bucket (gs://: "
             "gcsfuse --implicit-dirs BUCKET DIRECTORY), on every host"
         )
+
+
+def _require_path(path: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"directory={path!r}: must be a path")
 
 
 def read_json(path: InputPath) -> dict[str, Any]:

@@ -97,13 +97,16 @@ def check_outputs(
 
 def _check_writable(path: pathlib.Path) -> None:
     """Raises ValueError for a file that can't be opened to write; changes nothing in it."""
-    new = not path.exists()
+    file = path.resolve()  # A link to a file that is not there yet stays one.
+    new = not file.exists()
+    if not new and not file.is_file():
+        return  # Who reads a pipe would take the first close for its end.
     try:
-        path.open("ab").close()
+        file.open("ab").close()
     except OSError as error:
         raise ValueError(f"{path}: can't be written: {error.strerror}") from error
     if new:
-        path.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 def check_plot(path: str | None) -> None:

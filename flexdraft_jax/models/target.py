@@ -27,7 +27,7 @@ from flexdraft_jax.models.layers import (
     rope_tables,
     weight,
 )
-from flexdraft_jax.parallel.mesh import put, shardings
+from flexdraft_jax.parallel.mesh import check_is_mesh, put, shardings
 
 Params = dict[str, Any]
 
@@ -235,7 +235,11 @@ def init_target(
 
     Raises:
         ValueError: a weight does not divide among the mesh's devices.
+        TypeError: the config or the mesh is none.
     """
+    if not isinstance(config, TargetConfig):
+        raise TypeError(f"config is a {type(config).__name__}: must be a TargetConfig")
+    check_is_mesh(mesh)
     model = TargetModel(config, dtype)
     places = None if mesh is None else target_shardings(config, mesh)
 

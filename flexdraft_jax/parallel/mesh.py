@@ -237,6 +237,21 @@ def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(rows)))
 
 
+def check_is_mesh(mesh: Any) -> None:
+    """Checks what a caller gave as a mesh; None is fine.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is none of `make_mesh`.
+    """
+    if mesh is None:
+        return
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh={mesh!r}: must be a Mesh or None")
+    if mesh.axis_names != MESH_AXES:
+        raise ValueError(f"mesh {dict(mesh.shape)}: must be one of make_mesh, with {MESH_AXES}")
+
+
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh that the arrays of a tree lie on; None if they were never laid on one.
 

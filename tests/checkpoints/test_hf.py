@@ -204,8 +204,12 @@ def test_a_broken_tokenizer_is_named(damage, tmp_path):
 def test_arguments_of_other_kinds_are_named():
     with pytest.raises(TypeError, match="directory=3: must be a path"):
         load_target(3)
+    with pytest.raises(TypeError, match="mesh=3: must be a Mesh or None"):
+        load_target(REFERENCES / "qwen2-tied", mesh=3)
     with pytest.raises(TypeError, match="target is a int: must be a Target"):
         fd.load_draft(REFERENCES, 3)
+    with pytest.raises(TypeError, match="draft is a int: must be a Draft"):
+        fd.save_draft(3, 3, REFERENCES)
 
 
 def test_config_errors_name_the_file(copy_of):

@@ -73,7 +73,10 @@ def test_files_that_could_not_be_written_are_named(tmp_path, paths, message) -> 
         check_outputs(*named, others=[tmp_path / "input.json"])
     check_outputs(tmp_path / "new.json", None, tmp_path / "b", others=[tmp_path / "input.json"])
     check_outputs(os.devnull, os.devnull)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["input.json", "link.json"]
+    (tmp_path / "away.json").symlink_to("nowhere.json")
+    check_outputs(tmp_path / "away.json")
+    names = ["away.json", "input.json", "link.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_file_that_may_not_be_written_is_named(tmp_path, monkeypatch) -> None:

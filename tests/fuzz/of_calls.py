@@ -170,11 +170,23 @@ def _shapes(rng: random.Random, folder: Path) -> Trial:
             ("init_draft", functools.partial(fd.init_draft, target, rng=key), draft, ()),
             ("make_mesh", fd.make_mesh, mesh, ()),
             ("parse_mesh", fd.parse_mesh, {"text": "tensor=1"}, ()),
-            ("load_target", fd.load_target, {"directory": folder, "dtype": "float32"}, ()),
+            ("load_target", fd.load_target, {"directory": folder, "dtype": "float32"}, ("mesh",)),
             (
                 "load_draft",
                 fd.load_draft,
                 {"directory": folder, "target": target, "dtype": "float32"},
+                (),
+            ),
+            ("init_target", fd.init_target, {"config": tiny.CONFIG, "rng": key}, ("mesh",)),
+            ("save_target", fd.save_target, {"target": target, "directory": folder / "out"}, ()),
+            (
+                "save_draft",
+                fd.save_draft,
+                {
+                    "draft": tiny.models().draft,
+                    "target": target,
+                    "directory": folder / "out",
+                },
                 (),
             ),
             ("load_default", fd.load_default, {"dtype": "float32"}, ()),
@@ -190,6 +202,8 @@ def _shapes(rng: random.Random, folder: Path) -> Trial:
     for name in rng.sample([*good, *more], rng.choice((1, 1, 2)) if len(good) > 1 else 1):
         arguments[name] = _anything(rng)
 
+    if isinstance(arguments.get("directory"), str) and what.startswith("save"):
+        arguments["directory"] = folder  # Nothing is to be written elsewhere.
     rank = arguments.get("calibration_rank")
     if what == "init_draft" and isinstance(rank, int) and rank > _MOST_WEIGHTS:
         arguments["calibration_rank"] = 2  # It would take the machine's memory, as was asked for.
