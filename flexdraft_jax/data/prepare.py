@@ -40,6 +40,7 @@ from flexdraft_jax.data.prepared import (
     Prepared,
     Report,
     load_prepared,
+    record_digest,
     rows_directory,
 )
 from flexdraft_jax.parallel.locks import locked
@@ -283,13 +284,11 @@ def _seal(output: Path, fingerprint: str, length: int, tokenizer: str) -> None:
     """Writes down that the build is whole, with checksums of what training reads."""
     files = [output / "held_out.jsonl", output / "report.json"]
     files += sorted(rows_directory(output).iterdir())
-    write_json(
-        output / "prepared.json",
-        {
-            "format": FORMAT,
-            "fingerprint": fingerprint,
-            "sequence_length": length,
-            "tokenizer": tokenizer,
-            "files": {str(file.relative_to(output)): file_digest(file) for file in files},
-        },
-    )
+    record = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "sequence_length": length,
+        "tokenizer": tokenizer,
+        "files": {str(file.relative_to(output)): file_digest(file) for file in files},
+    }
+    write_json(output / "prepared.json", {**record, "sha256": record_digest(record)})

@@ -11,9 +11,12 @@ DIRECTORY/prepared.json    written last; what lies there, with checksums
 """
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flexdraft_jax.checkpoints import fields
 from flexdraft_jax.checkpoints.paths import read_json
@@ -146,6 +149,9 @@ def load_prepared(directory: str | os.PathLike[str]) -> Prepared:
         found = fields.integer(recorded, "format", minimum=0)
         if found != FORMAT:
             raise ValueError(f"format {found}, must be {FORMAT}: prepare it again")
+        digest = recorded.pop("sha256", None)  # Earlier versions wrote none.
+        if digest is not None and digest != record_digest(recorded):
+            raise ValueError("is not as it was written: prepare it again")
         files = {str(name): str(digest) for name, digest in recorded["files"].items()}
         sequence_length = fields.integer(recorded, "sequence_length")
         fingerprint, tokenizer = str(recorded["fingerprint"]), str(recorded["tokenizer"])
@@ -168,6 +174,11 @@ def load_prepared(directory: str | os.PathLike[str]) -> Prepared:
         tokenizer_fingerprint=tokenizer,
         report=Report(**json.loads((directory / "report.json").read_text())),
     )
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of what prepared.json holds."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def rows_directory(directory: Path) -> Path:

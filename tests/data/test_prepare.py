@@ -252,11 +252,13 @@ def test_damaged_and_foreign_folders_are_refused(file, tmp_path):
     assert len(load_prepared(output).rows) > 0
     with pytest.raises(ValueError, match=r"no finished data .*prepare_data\.py"):
         load_prepared(tmp_path)
+    record = json.loads((output / "prepared.json").read_text())
+    for change in ({"sequence_length": 49}, {"files": []}, {"fingerprint": "a"}):
+        (output / "prepared.json").write_text(json.dumps(record | change))
+        with pytest.raises(ValueError, match="no finished data .*is not as it was written"):
+            load_prepared(output)
     (output / "prepared.json").write_text('{"format": 0}')
     with pytest.raises(ValueError, match="format 0, must be 1: prepare it again"):
-        load_prepared(output)
-    (output / "prepared.json").write_text('{"format": 1, "files": []}')
-    with pytest.raises(ValueError, match="no finished data"):
         load_prepared(output)
 
 
