@@ -86,6 +86,11 @@ def benchmark_models(
         assistant=assistant,
         progress=progress,
         skipped=skipped,
+        # Files of one name may hold other prompts elsewhere.
+        digests={
+            task: hashlib.sha256(repr(rows).encode()).hexdigest()[:8]
+            for task, rows in prompts.items()
+        },
     )
 
 
@@ -152,14 +157,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _digests(prompts: Prompts) -> dict[str, str]:
-    """By domain, a hash of its prompts: files of one name may hold others elsewhere."""
-    return {
-        domain: hashlib.sha256(repr(max(batches.values(), key=len)).encode()).hexdigest()[:8]
-        for domain, batches in prompts.items()
-    }
-
-
 def _repeated(prompts: Mapping[str, list[list[int]]], batch_sizes: Sequence[int]) -> Prompts:
     """Batches that are larger than the prompts are many repeat them."""
     return {
@@ -183,10 +180,11 @@ def _benchmark(
     assistant: str | os.PathLike[str] | None,
     progress: Progress,
     skipped: dict[str, str] | None = None,
+    digests: dict[str, str] | None = None,
 ) -> BenchmarkReport:
     """All parts, whole calls with the schedules named beside plain decoding."""
     steps, decoding = [], []
-    facts = _facts(target, draft, settings) | {"prompts": _digests(prompts)}
+    facts = _facts(target, draft, settings) | {"prompts": digests or {}}
     peer = None
     if "decoding" in settings.parts:
         peer = hugging_face(target, assistant)  # First, as it may be refused.
