@@ -86,7 +86,6 @@ def benchmark_models(
         assistant=assistant,
         progress=progress,
         skipped=skipped,
-        # Files of one name may hold other prompts elsewhere.
         digests={
             task: hashlib.sha256(repr(rows).encode()).hexdigest()[:8]
             for task, rows in prompts.items()
@@ -184,7 +183,7 @@ def _benchmark(
 ) -> BenchmarkReport:
     """All parts, whole calls with the schedules named beside plain decoding."""
     steps, decoding = [], []
-    facts = _facts(target, draft, settings) | {"prompts": digests or {}}
+    facts = _facts(target, draft, settings)
     peer = None
     if "decoding" in settings.parts:
         peer = hugging_face(target, assistant)  # First, as it may be refused.
@@ -228,7 +227,7 @@ def _benchmark(
                     near_ties=_tie_finder(target, settings, temperature),
                     progress=progress,
                 )
-    return BenchmarkReport(name, facts, settings, steps, decoding, skipped or {})
+    return BenchmarkReport(name, facts, settings, steps, decoding, skipped or {}, digests or {})
 
 
 def _methods(
