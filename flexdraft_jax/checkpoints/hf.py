@@ -172,7 +172,9 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> "PreTrainedTokenizerBas
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer.encode("a")  # Some settings are looked at no sooner.
+        return tokenizer
     except Exception as error:  # Of Python's and of Rust's, by what is wrong with which file.
         raise ValueError(
             f"{path}: the tokenizer can't be read: {type(error).__name__}: {error}"

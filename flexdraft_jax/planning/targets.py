@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from flexdraft_jax.checkpoints.hf import read_target_config
@@ -50,9 +51,12 @@ def find_target(name: str) -> TargetConfig:
     path = Path(name)
     if name in TARGETS:
         return TARGETS[name]
-    if path.is_dir():
+    is_dir = is_file = False
+    with contextlib.suppress(OSError):  # Such as a name that is too long for a file.
+        is_dir, is_file = path.is_dir(), path.is_file()
+    if is_dir:
         return read_target_config(path)
-    if not path.is_file():
+    if not is_file:
         raise ValueError(
             f"target={name!r}: must be a directory, a config.json or one of {', '.join(TARGETS)}"
         )

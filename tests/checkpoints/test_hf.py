@@ -201,6 +201,14 @@ def test_a_broken_tokenizer_is_named(damage, tmp_path):
             load_tokenizer(tmp_path)
 
 
+def test_a_tokenizer_that_can_not_encode_is_named(tmp_path):
+    build_byte_tokenizer().save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": "a"}))
+    with pytest.raises(ValueError, match="the tokenizer can't be read: TypeError"):
+        load_tokenizer(tmp_path)
+
+
 def test_arguments_of_other_kinds_are_named():
     with pytest.raises(TypeError, match="directory=3: must be a path"):
         load_target(3)
@@ -208,6 +216,8 @@ def test_arguments_of_other_kinds_are_named():
         load_target(REFERENCES / "qwen2-tied", mesh=3)
     with pytest.raises(TypeError, match="target is a int: must be a Target"):
         fd.load_draft(REFERENCES, 3)
+    with pytest.raises(TypeError, match="rng=3: must be a jax.random.key"):
+        fd.init_target(load_target(REFERENCES / "qwen2-tied").config, 3)
     with pytest.raises(TypeError, match="draft is a int: must be a Draft"):
         fd.save_draft(3, 3, REFERENCES)
 

@@ -59,8 +59,9 @@ def attempt(entry: Entry, seed: str, folder: Path, refusals: Counter[str]) -> st
     """One try: "accepted", "refused", or a report of a fault. Counts the errors of refusals."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    trial = entry.make(random.Random(seed), folder)
     shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        trial = entry.make(random.Random(seed), folder)
     try:
         with _time_limit(), contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
             with warnings.catch_warnings():

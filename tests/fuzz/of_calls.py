@@ -167,7 +167,7 @@ def _shapes(rng: random.Random, folder: Path) -> Trial:
             ("TargetConfig", fd.TargetConfig, config, optional),
             ("DraftConfig", fd.DraftConfig, draft, ()),
             ("RopeScaling", fd.RopeScaling, scaling, ("high_freq_factor",)),
-            ("init_draft", functools.partial(fd.init_draft, target, rng=key), draft, ()),
+            ("init_draft", functools.partial(fd.init_draft, target), {**draft, "rng": key}, ()),
             ("make_mesh", fd.make_mesh, mesh, ()),
             ("parse_mesh", fd.parse_mesh, {"text": "tensor=1"}, ()),
             ("load_target", fd.load_target, {"directory": folder, "dtype": "float32"}, ("mesh",)),

@@ -146,6 +146,8 @@ def test_targets(tmp_path) -> None:
     assert find_target("Qwen3-8B").layer_weights == 4096 * 128 * 80 + 3 * 4096 * 12_288
     with pytest.raises(ValueError, match="target='Qwen9': must be a directory"):
         find_target("Qwen9")
+    with pytest.raises(ValueError, match="target='xxx.*must be a directory"):
+        find_target("x" * 5000)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="config.json: must hold a JSON object, not a list"):
         find_target(str(tmp_path / "config.json"))
