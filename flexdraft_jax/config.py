@@ -1,6 +1,78 @@
 """What a target and its draft look like: frozen, hashable, and therefore static under `jax.jit`."""
 
 import dataclasses
+import math
+import sys
+import types
+import typing
+from typing import Any, Literal
+
+# What arrays are indexed with.
+INT32_MAX = 2**31 - 1
+MAX_LAYERS = 1_000  # Far beyond what exists; a mistyped number should not fill the memory.
+# Bounds of a float.
+POSITIVE = (sys.float_info.min, math.inf)
+
+
+def check_fields(config: Any, group: str = "", **bounds: tuple[float, float]) -> None:
+    """Holds the fields of a dataclass against their declared types, and numbers against bounds.
+
+    Args:
+        config: the dataclass.
+        group: what stands before a field's name in an error, such as "train.".
+        bounds: of a field, both included; None is always in them. Infinity never is.
+
+    Raises:
+        TypeError: a field holds something of another type; it is named, with the value.
+        ValueError: a number or a name is not one of those that there may be.
+    """
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if typing.get_origin(kind) is typing.Literal:
+            if type(value) is not str or value not in typing.get_args(kind):
+                raise ValueError(
+                    f"{group}{name}={value!r}: must be one of "
+                    + ", ".join(map(repr, typing.get_args(kind)))
+                )
+        elif not _is_of(value, kind):
+            raise TypeError(f"{group}{name}={value!r}: must be {_in_words(kind)}")
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if value is None or low <= value <= min(high, sys.float_info.max):
+            continue
+        if (low, high) == POSITIVE:
+            right = "positive, and finite"
+        elif high < INT32_MAX:
+            right = f"between {low:g} and {high:g}"
+        elif value >= low:
+            right = "finite" if high == math.inf else f"at most {high}"
+        else:
+            right = f"at least {low:g}"
+        raise ValueError(f"{group}{name}={value}: must be {right}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        return type(value) is tuple and all(_is_of(x, inner) for x in value)
+    if typing.get_origin(kind) is dict:
+        inner = typing.get_args(kind)[1]
+        return type(value) is dict and all(_is_of(x, inner) for x in value.values())
+    # Not isinstance: True is an int.
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_in_words, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        return f"a tuple, each entry {_in_words(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is dict:
+        return f"a dictionary, each value {_in_words(typing.get_args(kind)[1])}"
+    words = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
+    return words.get(kind, "None" if kind is types.NoneType else f"a {kind.__name__}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +95,15 @@ class RopeScaling:
     original_max_position_embeddings: int = 8192
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            factor=POSITIVE,
+            low_freq_factor=POSITIVE,
+            high_freq_factor=POSITIVE,
+            original_max_position_embeddings=(1, INT32_MAX),
+        )
         if self.rope_type not in ("linear", "llama3"):
             raise ValueError(f"rope_type={self.rope_type!r}: must be 'linear' or 'llama3'")
-        if self.factor <= 0:
-            raise ValueError(f"factor={self.factor}: must be positive")
         if self.rope_type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"low_freq_factor={self.low_freq_factor}: must be below "
@@ -49,6 +126,7 @@ class Experts:
     normalize: bool
 
     def __post_init__(self) -> None:
+        check_fields(self, number=(1, INT32_MAX))
         if not 1 <= self.per_token <= self.number:
             raise ValueError(f"per_token={self.per_token}: must be from 1 to number={self.number}")
 
@@ -113,7 +191,7 @@ class TargetConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     query_pre_attn_scalar: int | None = None
-    hidden_act: str = "silu"
+    hidden_act: Literal["silu", "gelu_pytorch_tanh"] = "silu"
     output_norms: bool = False
     zero_centered_norms: bool = False
     scale_embeddings: bool = False
@@ -123,11 +201,27 @@ class TargetConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            "",
+            num_layers=(1, MAX_LAYERS),
+            rms_norm_eps=POSITIVE,
+            rope_theta=POSITIVE,
+            local_rope_theta=POSITIVE,
+            partial_rotary_factor=(0, INT32_MAX),
+            query_pre_attn_scalar=(1, INT32_MAX),
+            max_position_embeddings=(1, INT32_MAX),
+            **dict.fromkeys(_POSITIVE_TARGET_FIELDS, (1, INT32_MAX)),
+        )
         if not self.layer_windows:
             object.__setattr__(self, "layer_windows", (None,) * self.num_layers)
-        for field in _POSITIVE_TARGET_FIELDS:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        for field, values, high in (
+            ("layer_windows", self.layer_windows, INT32_MAX),
+            ("eos_token_ids", self.eos_token_ids, self.vocab_size - 1),
+        ):
+            low = 1 if field == "layer_windows" else 0
+            if not all(value is None or low <= value <= high for value in values):
+                raise ValueError(f"{field}={values}: must be between {low} and {high} each")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}"
@@ -188,7 +282,6 @@ _POSITIVE_TARGET_FIELDS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
-    "num_layers",
     "num_heads",
     "num_kv_heads",
     "head_dim",
@@ -210,14 +303,9 @@ class DraftConfig:
     calibration_rank: int
 
     def __post_init__(self) -> None:
-        for field, value in vars(self).items():
-            if type(value) is not int:
-                raise TypeError(f"{field}={value!r}: must be an integer")
-        if self.num_draft_layers < 1:
-            raise ValueError(f"num_draft_layers={self.num_draft_layers}: must be at least 1")
+        positive = (1, INT32_MAX)
+        check_fields(self, num_draft_layers=positive, calibration_rank=positive)
         if self.block_size < 2:
             raise ValueError(
                 f"block_size={self.block_size}: must be at least 2 (one bonus and one draft)"
             )
-        if self.calibration_rank < 1:
-            raise ValueError(f"calibration_rank={self.calibration_rank}: must be at least 1")

@@ -20,7 +20,7 @@ from flexdraft_jax.checkpoints.safetensors import SafetensorsDirectory, parse_dt
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models.draft import Draft, check_num_draft_layers, draft_shapes, draft_shardings
 from flexdraft_jax.models.target import Target
-from flexdraft_jax.parallel.mesh import mesh_of
+from flexdraft_jax.parallel.mesh import check_is_mesh, mesh_of
 
 DRAFT_RULES = (
     weights.Rule("mask_embedding", "mask_embedding"),
@@ -85,7 +85,11 @@ def load_draft(
             target or cannot be used as configured, tensors are missing, unexpected or of another
             shape (all of them are listed), weights are NaN or infinite, or do not divide among
             the mesh's devices.
+        TypeError: the target or the mesh is none, or the directory no path.
     """
+    if not isinstance(target, Target):
+        raise TypeError(f"target is a {type(target).__name__}: must be a Target")
+    check_is_mesh(mesh)
     draft_dtype = np.dtype(target.dtype) if dtype is None else parse_dtype(dtype)
     config = read_draft_config(directory, target.config)
     checkpoint = SafetensorsDirectory(directory)
@@ -104,8 +108,9 @@ def read_draft_config(directory: str | os.PathLike[str], target: TargetConfig) -
         ValueError: as `load_draft`, but for weights.
     """
     path = existing_directory(directory) / hf.CONFIG_FILE
+    config = read_json(path)
     try:
-        return draft_config_from_hf(read_json(path), target)
+        return draft_config_from_hf(config, target)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -129,6 +134,9 @@ def save_draft(
         ValueError: the draft does not fit the target, or weights are NaN or infinite. Nothing is
             written then.
     """
+    for name, value, kind in (("draft", draft, Draft), ("target", target, Target)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is a {type(value).__name__}: must be a {kind.__name__}")
     hf_config = draft_config_to_hf(draft.config, target.config)
     tensors = weights.named_tensors(
         draft.params,

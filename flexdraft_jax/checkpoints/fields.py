@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-# What arrays are indexed with.
-INT32_MAX = 2**31 - 1
+from flexdraft_jax.config import INT32_MAX
+
 _REQUIRED: Any = object()
 
 

@@ -25,6 +25,7 @@ from flexdraft_jax.checkpoints.safetensors import (
 )
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.target import Target, target_shapes, target_shardings
+from flexdraft_jax.parallel.mesh import check_is_mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,8 +133,10 @@ def load_target(
             that is not supported, tensors are missing, unexpected or of another shape (all of
             them are listed), weights are NaN or infinite, or do not divide among the mesh's
             devices.
+        TypeError: the directory is no path, or the mesh none.
     """
     target_dtype = parse_dtype(dtype)
+    check_is_mesh(mesh)
     config = read_target_config(directory)
     checkpoint = SafetensorsDirectory(directory)
     shapes, rules = target_shapes(config, target_dtype), target_rules(config)
@@ -150,7 +153,7 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> "PreTrainedTokenizerBas
     """Loads the tokenizer that lies beside a target's weights.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or its files are broken.
     """
     path = input_path(directory)
     # Without this look, a missing tokenizer becomes a search on the network.
@@ -168,7 +171,14 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> "PreTrainedTokenizerBas
     # Takes seconds, and most users of the library never need it.
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer.encode("a")  # Some settings are looked at no sooner.
+        return tokenizer
+    except Exception as error:  # Of Python's and of Rust's, by what is wrong with which file.
+        raise ValueError(
+            f"{path}: the tokenizer can't be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def read_target_config(directory: str | os.PathLike[str]) -> TargetConfig:
@@ -202,6 +212,8 @@ def save_target(
         ValueError: the family's config.json has no words for this config, the parameters do not
             fit it, or weights are NaN or infinite. Nothing is written then.
     """
+    if not isinstance(target, Target):
+        raise TypeError(f"target is a {type(target).__name__}: must be a Target")
     config = target.config
     tensors = weights.named_tensors(
         target.params,

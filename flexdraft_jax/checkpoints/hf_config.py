@@ -12,9 +12,7 @@ from typing import Any
 
 from flexdraft_jax.checkpoints import fields
 from flexdraft_jax.checkpoints.families import FAMILIES, Family
-from flexdraft_jax.config import Experts, RopeScaling, TargetConfig
-
-_MAX_LAYERS = 1_000  # far beyond what exists; a mistyped number should not fill the memory
+from flexdraft_jax.config import INT32_MAX, MAX_LAYERS, Experts, RopeScaling, TargetConfig
 
 # Shared by the families' Hugging Face classes.
 _GEMMA_ACTIVATION = "gelu_pytorch_tanh"
@@ -54,7 +52,7 @@ def target_config_from_hf(
                 "where the config has no head_dim"
             )
         head_dim = hidden_size // num_heads
-    num_layers = fields.integer(config, "num_hidden_layers", maximum=_MAX_LAYERS)
+    num_layers = fields.integer(config, "num_hidden_layers", maximum=MAX_LAYERS)
     max_position_embeddings = fields.integer(
         config, "max_position_embeddings", family.max_position_embeddings
     )
@@ -387,9 +385,7 @@ def _eos_token_ids(
     else:
         return family.eos_token_ids
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(
-        isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= fields.INT32_MAX for i in ids
-    ):
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= INT32_MAX for i in ids):
         raise ValueError(
             f"{where}eos_token_id={value!r}: must be a token id, a list of them, or null"
         )

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+# What is nested near to Python's own limit may be read, and then neither shown nor written.
+MAX_DEPTH = 100
 _BUCKET = re.compile(r"(gs|file):/+")
 
 
@@ -85,9 +87,11 @@ def input_path(path: str | os.PathLike[str] | BucketPath) -> InputPath:
 
     Raises:
         ValueError: some other URL.
+        TypeError: no path.
     """
     if isinstance(path, BucketPath):
         return path
+    _require_path(path)
     text = os.fspath(path)
     scheme = _BUCKET.match(text)
     if scheme is None:
@@ -108,11 +112,17 @@ def existing_directory(directory: str | os.PathLike[str] | BucketPath) -> InputP
 
 def require_local(path: str | os.PathLike[str]) -> None:
     """ValueError if the path is a URL, which would become a folder named "gs:"."""
+    _require_path(path)
     if re.match(r"[a-z0-9]{2,}:/", os.fspath(path)):
         raise ValueError(
             f"{os.fspath(path)}: must be a path of the file system; mount the bucket (gs://: "
             "gcsfuse --implicit-dirs BUCKET DIRECTORY), on every host"
         )
+
+
+def _require_path(path: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"directory={path!r}: must be a path")
 
 
 def read_json(path: InputPath) -> dict[str, Any]:
@@ -125,7 +135,18 @@ def read_json(path: InputPath) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+    if depth_of(value) > MAX_DEPTH:
+        raise ValueError(f"{path}: must be nested at most {MAX_DEPTH} deep")
     return value
+
+
+def depth_of(value: Any) -> int:
+    """How deep lists and objects are nested; 0 of a number."""
+    depth, level = 0, [value]
+    while level := [x for x in level if isinstance(x, list | dict)]:
+        depth += 1
+        level = [x for one in level for x in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 @functools.cache

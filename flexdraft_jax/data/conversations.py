@@ -199,6 +199,15 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
     return messages
 
 
+def shown(value: Any) -> str:
+    """A value of a line as JSON, for an error; the begin of it where it is long."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = f"{_named(value)} nested too deep"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
 def _skip_rest(file: BinaryIO, line: bytes) -> None:
     while line and not line.endswith(b"\n"):
         line = file.readline(MAX_LINE_BYTES)
@@ -219,7 +228,7 @@ def _messages(value: Any, field: str, names: tuple[str, str]) -> tuple[Message, 
             role = _SHAREGPT_ROLES.get(role, role)
         if role not in get_args(Role):
             known = ", ".join(get_args(Role))
-            raise ValueError(f"unknown role: {place} has {role!r}, must be one of {known}"[:300])
+            raise ValueError(f"unknown role: {place} has {shown(role)}, must be one of {known}")
         messages.append(Message(role, _text(content, f"content of {place}")))
     return tuple(messages)
 

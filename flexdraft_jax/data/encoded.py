@@ -120,14 +120,26 @@ def encode_lines(
 
 
 def load_chunk(path: Path) -> Chunk:
-    """Reads what :func:`encode_lines` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        fields = {name: arrays[name] for name in arrays.files}
-    counts = json.loads(str(fields.pop("counts")))
-    rejected = tuple(
-        RejectedLine(line, Rejected(reason, start)) for line, reason, start in counts["rejected"]
-    )
-    return Chunk(**fields, num_lines=counts["lines"], num_used=counts["used"], rejected=rejected)
+    """Reads what :func:`encode_lines` wrote.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:  # A zip file, with checksums.
+            fields = {name: arrays[name] for name in arrays.files}
+        counts = json.loads(str(fields.pop("counts")))
+        rejected = tuple(
+            RejectedLine(line, Rejected(reason, start))
+            for line, reason, start in counts["rejected"]
+        )
+        return Chunk(
+            **fields, num_lines=counts["lines"], num_used=counts["used"], rejected=rejected
+        )
+    except Exception as error:  # Of zip files, of NumPy, of a field that is not there.
+        raise ValueError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); remove it, and it is made again"
+        ) from error
 
 
 def prompt_key(document: Document) -> int:

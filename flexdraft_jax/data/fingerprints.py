@@ -98,8 +98,28 @@ def settings_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.settings.json")
 
 
+def refuse_other_files(output: Path, parts: Sequence[Path] = ()) -> None:
+    """Sees to it that nothing of somebody else is overwritten; changes nothing.
+
+    Raises:
+      ValueError: the file or a part of it is there, and nobody has recorded with which settings.
+    """
+    require_local(output)
+    # Asked in this order, as another process may begin just now: with its settings.
+    begun = [path for path in (output, *parts) if path.exists()]
+    if output in begun and output.is_file() and not output.stat().st_size:
+        begun.remove(output)  # As its lock makes it.
+    if begun and not settings_path(output).exists():
+        raise ValueError(
+            f"{begun[0]}: there is another file of that name, or work begun with settings that "
+            "nobody knows"
+        )
+
+
 def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] = ()) -> None:
     """Records beside a file what it is made with, or checks that it is what it was.
+
+    Who holds the lock of the file calls it, so that the settings are those of who writes.
 
     Args:
       output: the file; it need not be there.
@@ -109,17 +129,9 @@ def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] =
     Raises:
       ValueError: the file was begun with other settings, or is some other file.
     """
-    require_local(output)
-    recorded = settings_path(output)
-    # Asked in this order, as another process may begin just now: with its settings.
-    begun = [path for path in (output, *parts) if path.exists()]
-    if begun and not recorded.exists():
-        raise ValueError(
-            f"{begun[0]}: there is another file of that name, or work begun with settings that "
-            "nobody knows"
-        )
+    refuse_other_files(output, parts)
     output.parent.mkdir(parents=True, exist_ok=True)
-    check_recorded(recorded, settings)
+    check_recorded(settings_path(output), settings)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

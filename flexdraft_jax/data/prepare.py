@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from flexdraft_jax.checkpoints.paths import require_local
 from flexdraft_jax.data.builder import TurnSource, prepare_rows
 from flexdraft_jax.data.chat import EncodedTurn
 from flexdraft_jax.data.conversations import count_lines
@@ -39,9 +40,12 @@ from flexdraft_jax.data.prepared import (
     Prepared,
     Report,
     load_prepared,
+    record_digest,
     rows_directory,
 )
+from flexdraft_jax.parallel.locks import locked
 
+_LOCK, _SETTINGS = "lock", "settings.json"
 # Shows progress: given a title and a total, a context with a function to report what was done.
 Track = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -93,14 +97,17 @@ def prepare(
       track: shows progress.
 
     Raises:
-      ValueError: `output` holds data from another file, tokenizer or configuration, or no line
-        can be used, or too few to hold prompts out.
+      ValueError: `output` holds data from another file, tokenizer or configuration, or another run
+        builds there, or no line can be used, or too few to hold prompts out.
       FileNotFoundError: there is no file at `path`.
     """
     output = Path(output)
     try:
         if jax.process_index() == 0:
-            _build(Path(path), tokenizer, output, config, track)
+            require_local(output)
+            _refuse_other_files(output)
+            with locked(output / _LOCK, f"output={os.fspath(output)!r}"):
+                _build(Path(path), tokenizer, output, config, track)
     finally:  # After an error too: the others would wait until a time-out, and say nothing.
         multihost_utils.sync_global_devices("prepare")
     return load_prepared(output)
@@ -153,15 +160,19 @@ def _build(
     shutil.rmtree(output / "encoded")
 
 
-def _claim(output: Path, settings: dict[str, Any]) -> None:
-    """Makes `output`, or checks that it is for the same settings."""
-    recorded = output / "settings.json"
-    if output.is_dir() and any(output.iterdir()) and not recorded.exists():
+def _refuse_other_files(output: Path) -> None:
+    """Raises ValueError for a folder that is somebody else's."""
+    others = output.is_dir() and any(file.name != _LOCK for file in output.iterdir())
+    if others and not (output / _SETTINGS).exists():
         raise ValueError(
             f"output={os.fspath(output)!r} holds other files: must be a new folder, or one that "
             "this command made"
         )
-    output.mkdir(parents=True, exist_ok=True)
+
+
+def _claim(output: Path, settings: dict[str, Any]) -> None:
+    """Records what the build is from, or checks that it is for the same settings."""
+    recorded = output / _SETTINGS
     if recorded.exists() and not (output / "prepared.json").exists():
         # Until the build is whole, it is open how many prompts are held out.
         before = read_settings(recorded)
@@ -273,13 +284,11 @@ def _seal(output: Path, fingerprint: str, length: int, tokenizer: str) -> None:
     """Writes down that the build is whole, with checksums of what training reads."""
     files = [output / "held_out.jsonl", output / "report.json"]
     files += sorted(rows_directory(output).iterdir())
-    write_json(
-        output / "prepared.json",
-        {
-            "format": FORMAT,
-            "fingerprint": fingerprint,
-            "sequence_length": length,
-            "tokenizer": tokenizer,
-            "files": {str(file.relative_to(output)): file_digest(file) for file in files},
-        },
-    )
+    record = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "sequence_length": length,
+        "tokenizer": tokenizer,
+        "files": {str(file.relative_to(output)): file_digest(file) for file in files},
+    }
+    write_json(output / "prepared.json", {**record, "sha256": record_digest(record)})

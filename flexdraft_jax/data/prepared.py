@@ -1,6 +1,7 @@
 """Data that :mod:`flexdraft_jax.data.prepare` built: packed rows, held-out prompts, a report.
 
 DIRECTORY/settings.json    what it is built from; a second run must bring the same
+DIRECTORY/lock             locked while a run builds there
 DIRECTORY/encoded/         until the build is whole: token ids, where an interrupted run goes on
 DIRECTORY/rejected.jsonl   lines that can't be used, with their reasons
 DIRECTORY/held_out.jsonl   prompts kept out of training, to measure tau on
@@ -10,10 +11,15 @@ DIRECTORY/prepared.json    written last; what lies there, with checksums
 """
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from flexdraft_jax.checkpoints import fields
+from flexdraft_jax.checkpoints.paths import read_json
 from flexdraft_jax.data.builder import load_rows
 from flexdraft_jax.data.fingerprints import file_digest
 from flexdraft_jax.data.pipeline import RowSource
@@ -139,16 +145,22 @@ def load_prepared(directory: str | os.PathLike[str]) -> Prepared:
     """
     directory = Path(directory)
     try:
-        recorded = json.loads((directory / "prepared.json").read_text())
-        found = recorded["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        recorded = read_json(directory / "prepared.json")
+        found = fields.integer(recorded, "format", minimum=0)
+        if found != FORMAT:
+            raise ValueError(f"format {found}, must be {FORMAT}: prepare it again")
+        digest = recorded.pop("sha256", None)  # Earlier versions wrote none.
+        if digest is not None and digest != record_digest(recorded):
+            raise ValueError("is not as it was written: prepare it again")
+        files = {str(name): str(digest) for name, digest in recorded["files"].items()}
+        sequence_length = fields.integer(recorded, "sequence_length")
+        fingerprint, tokenizer = str(recorded["fingerprint"]), str(recorded["tokenizer"])
+    except (OSError, ValueError, LookupError, AttributeError) as error:
         raise ValueError(
             f"{directory} holds no finished data (prepared.json: {error}): must be the --output of "
             "train/prepare_data.py"
         ) from error
-    if found != FORMAT:
-        raise ValueError(f"{directory} has format {found}, must be {FORMAT}: prepare it again")
-    for name, digest in recorded["files"].items():
+    for name, digest in files.items():
         file = directory / name
         if not file.is_file() or file_digest(file) != digest:
             state = "is not as it was written" if file.is_file() else "is missing"
@@ -157,11 +169,16 @@ def load_prepared(directory: str | os.PathLike[str]) -> Prepared:
     return Prepared(
         rows=load_rows(rows_directory(directory))[SPLIT],
         held_out=[HeldOut(**json.loads(line)) for line in held_out],
-        fingerprint=recorded["fingerprint"],
-        sequence_length=recorded["sequence_length"],
-        tokenizer_fingerprint=recorded["tokenizer"],
+        fingerprint=fingerprint,
+        sequence_length=sequence_length,
+        tokenizer_fingerprint=tokenizer,
         report=Report(**json.loads((directory / "report.json").read_text())),
     )
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of what prepared.json holds."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def rows_directory(directory: Path) -> Path:

@@ -79,7 +79,8 @@ def load_task(name: str, directory: str | os.PathLike[str] | None = None) -> lis
 
     Raises:
       ValueError: an unknown task, or a file that is broken or lacks the prompts.
-      TaskMissingError: there are no files; the message says where they were looked for.
+      TaskMissingError: there are no files that can be read; the message says where they were looked
+        for.
     """
     if name not in TASKS:
         raise ValueError(f"task {name!r}: must be one of {', '.join(TASKS)}")
@@ -136,7 +137,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """Every record of a file, with its place for an error."""
     try:
         records = _READERS[path.suffix](path)
-    except (ValueError, pa.ArrowException, RecursionError) as error:
+    except (OSError, ValueError, pa.ArrowException, RecursionError) as error:
         raise ValueError(f"{path}: is broken ({error})") from error
     for number, record in enumerate(records, start=1):
         yield f"{path}, record {number}", record
@@ -183,10 +184,13 @@ def _tfds_records(directory: Path, split: str) -> Iterator[tuple[str, Any]]:
             {field: v.decode() if isinstance(v, bytes) else v for field, v in record.items()}
             for record in source
         ]
-    except (ValueError, NotImplementedError, ImportError, KeyError) as error:
-        raise ValueError(
-            f"{directory}: must hold array records with a split {split!r} ({error})"
+    except (NotImplementedError, ImportError) as error:
+        # TFDS reads other files with TensorFlow alone.
+        raise TaskMissingError(
+            f"{directory}: is no set of array records, which alone can be read without TensorFlow"
         ) from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{directory}: must hold a split {split!r} ({error})") from error
     for number, record in enumerate(records, start=1):
         yield f"{directory}, record {number}", record
 

@@ -201,7 +201,7 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
         content = json.loads(pathlib.Path(path).read_text())
         entries = content["costs"]
         return Profile(tuple(_read_costs(entry, f"costs[{i}]") for i, entry in enumerate(entries)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, RecursionError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{os.fspath(path)}: not a profile of step costs ({error}); remove the file, or write "
             "it again with infer/measure_steps.py"

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from flexdraft_jax.decoding.batch import GenerateOutput, start
 from flexdraft_jax.decoding.costs import Profile
-from flexdraft_jax.decoding.requests import check_models, check_requests, integer
+from flexdraft_jax.decoding.requests import at_least_one, check_models, check_requests
 from flexdraft_jax.decoding.sharing import check_mesh, share_requests
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
@@ -157,8 +157,7 @@ def stream(
         ValueError: as `generate`, or `steps_per_update` under 1; at the call, not at the first
             update.
     """
-    if integer("steps_per_update", steps_per_update) < 1:
-        raise ValueError(f"steps_per_update={steps_per_update}: must be at least 1")
+    steps_per_update = at_least_one("steps_per_update", steps_per_update)
     check_models(target, draft)
     check = functools.partial(
         check_requests,

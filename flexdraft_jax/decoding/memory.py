@@ -143,17 +143,31 @@ def memory_limit(target: Target) -> int | None:
     return whole // len(devices)  # They are made up, and share it.
 
 
-# What a Linux container may take: control groups of version 2, and of version 1.
-_CONTAINER_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
+# Control groups of Linux: where they lie, and to which this process belongs.
+_GROUPS = "/sys/fs/cgroup"
+_OWN_GROUPS = "/proc/self/cgroup"
 
 
 def _container_limits() -> Iterator[int]:
-    for path in _CONTAINER_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # It is not there, or says "max".
-            yield int(pathlib.Path(path).read_text())
+    """What the control group of this process may take, and each one that it is part of."""
+    own = {_LIMIT_FILES[0]: "/", _LIMIT_FILES[1]: "/"}
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path(_OWN_GROUPS).read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:
+                own[_LIMIT_FILES[0]] = group
+            elif "memory" in controllers.split(","):
+                own[_LIMIT_FILES[1]] = group
+    for (top, name), group in own.items():
+        folder = pathlib.Path(_GROUPS, top)
+        for part in ("", *group.strip("/").split("/")):
+            folder /= part
+            with contextlib.suppress(OSError, ValueError):  # It is not there, or says "max".
+                yield int((folder / name).read_text())
+
+
+# Of groups of version 2, and of version 1.
+_LIMIT_FILES = (("", "memory.max"), ("memory", "memory.limit_in_bytes"))
 
 
 @functools.cache

@@ -273,5 +273,5 @@ def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
 
 
 def _one_of(field: str, value: Any, names: tuple[str, ...]) -> None:
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         raise ValueError(f"{field}={value!r}: must be one of {', '.join(names)}")

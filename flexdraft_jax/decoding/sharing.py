@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
-from flexdraft_jax.parallel.mesh import describe_mesh, mesh_of, row_devices
+from flexdraft_jax.parallel.mesh import check_is_mesh, describe_mesh, mesh_of, row_devices
 from flexdraft_jax.parallel.processes import gather_results
 
 # Is in the rows that nobody has.
@@ -27,7 +27,9 @@ def check_mesh(target: Target, draft: Draft | None, mesh: Mesh | None = None) ->
 
     Raises:
         ValueError: weights lie elsewhere, or on a mesh that is none of `make_mesh`.
+        TypeError: `mesh` is no mesh.
     """
+    check_is_mesh(mesh)
     found = mesh_of(target.params)
     devices = _devices(target.params)
     if mesh is not None and mesh != found and (mesh.size > 1 or set(mesh.devices.flat) != devices):

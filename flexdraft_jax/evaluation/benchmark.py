@@ -1,6 +1,7 @@
 """The whole benchmark: step costs and tokens per second, as ratios in one run."""
 
 import functools
+import hashlib
 import itertools
 import os
 import platform
@@ -85,6 +86,10 @@ def benchmark_models(
         assistant=assistant,
         progress=progress,
         skipped=skipped,
+        digests={
+            task: hashlib.sha256(repr(rows).encode()).hexdigest()[:8]
+            for task, rows in prompts.items()
+        },
     )
 
 
@@ -174,10 +179,19 @@ def _benchmark(
     assistant: str | os.PathLike[str] | None,
     progress: Progress,
     skipped: dict[str, str] | None = None,
+    digests: dict[str, str] | None = None,
 ) -> BenchmarkReport:
     """All parts, whole calls with the schedules named beside plain decoding."""
     steps, decoding = [], []
     facts = _facts(target, draft, settings)
+    peer = None
+    if "decoding" in settings.parts:
+        peer = hugging_face(target, assistant)  # First, as it may be refused.
+    elif assistant is not None:
+        raise ValueError(
+            f"assistant={os.fspath(assistant)!r}: drafts in whole calls, so decoding must be among "
+            f"parts={','.join(settings.parts)}"
+        )
     if "steps" in settings.parts:
         steps = measure_steps(
             target,
@@ -190,7 +204,6 @@ def _benchmark(
             progress=progress,
         )
     if "decoding" in settings.parts:
-        peer = hugging_face(target, assistant)
         facts |= {"peak memory": peak_source(), "huggingface": describe_peer(peer)}
         for temperature, domain in itertools.product(settings.temperatures, prompts):
             methods = _methods(target, draft, settings, schedules, stop_token_ids, temperature)
@@ -214,7 +227,7 @@ def _benchmark(
                     near_ties=_tie_finder(target, settings, temperature),
                     progress=progress,
                 )
-    return BenchmarkReport(name, facts, settings, steps, decoding, skipped or {})
+    return BenchmarkReport(name, facts, settings, steps, decoding, skipped or {}, digests or {})
 
 
 def _methods(

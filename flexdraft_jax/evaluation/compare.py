@@ -181,17 +181,21 @@ def compare_reports(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comp
             # An older report may not know of a field.
             if name in before[part] and name in after[part]:
                 _check_same(f"{part}.{name}", before[part][name], after[part][name])
+    prompts = [dict(report.get("prompts", {})) for report in (before, after)]
+    for domain in prompts[0].keys() & prompts[1].keys():
+        _check_same(f"prompts.{domain}", prompts[0][domain], prompts[1][domain])
     forced = before["settings"].get("forced_acceptance") is not None
     old, new = _rows(before), _rows(after)
     shared = [key for key in old if key in new]
     if not shared:
         raise ValueError("the reports don't match: no method, batch size and domain is in both")
     environments = before["environment"], after["environment"]
-    different = {
+    pairs = {
         name: (environments[0].get(name), environments[1].get(name))
         for name in dict.fromkeys([*environments[0], *environments[1]])
-        if name != "load_average" and environments[0].get(name) != environments[1].get(name)
+        if name != "load_average"
     }
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     return Comparison(
         before["model"],
         [_change(key, old[key], new[key], forced) for key in shared],
@@ -213,6 +217,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         # Whatever the comparison looks up, it finds.
         if not isinstance(report["model"], str) or not isinstance(report["environment"], dict):
             raise TypeError("model and environment")
+        dict(report.get("prompts", {}))
         _rows(report)
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(

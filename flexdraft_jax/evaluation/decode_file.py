@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +26,7 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from flexdraft_jax.checkpoints.paths import MAX_DEPTH, depth_of
 from flexdraft_jax.data.conversations import (
     count_lines,
     keep_whole_lines,
@@ -36,6 +37,7 @@ from flexdraft_jax.data.conversations import (
 from flexdraft_jax.data.fingerprints import (
     claim_output,
     file_digest,
+    refuse_other_files,
     settings_path,
     target_fingerprint,
     tokenizer_fingerprint,
@@ -62,7 +64,6 @@ from flexdraft_jax.parallel.locks import locked
 Record = dict[str, Any]
 
 _MAX_ERROR_CHARACTERS = 300
-_MAX_ID_DEPTH = 100  # What is near to Python's own limit may be read and then not written.
 # What reading something else as a record may raise.
 _NOT_A_RECORD = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _PLAIN_SECONDS = 20.0  # A log file gets a line this often; a terminal is renewed all the time.
@@ -116,8 +117,11 @@ def decode_file(
     }
     del recorded["confidence_threshold"]  # As with the draft, answers are as good with another.
     stats = stats_path(output)
-    claim_output(output, recorded, [stats])
-    with locked(output, f"output={str(output)!r}"), _OrderedFiles(path, output, stats) as files:
+    refuse_other_files(output, [stats])
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(output, f"output={str(output)!r}"))
+        claim_output(output, recorded, [stats])
+        files = stack.enter_context(_OrderedFiles(path, output, stats))
         lines = itertools.islice(enumerate(read_lines(path)), files.num_lines, None)
         with _Progress(console, files.num_lines, count_lines(path)) as progress:
             _decode_lines(lines, models, engine, settings, files, progress)
@@ -222,20 +226,13 @@ def _checked_id(value: Any) -> Any:
     Raises:
         ValueError: it can't.
     """
-    level = [value]
-    for _ in range(_MAX_ID_DEPTH):
-        level = [x for one in level if isinstance(one, list | dict) for x in _members(one)]
-    if level:
-        raise ValueError(f"id: must be nested at most {_MAX_ID_DEPTH} deep")
+    if depth_of(value) > MAX_DEPTH:
+        raise ValueError(f"id: must be nested at most {MAX_DEPTH} deep")
     try:
         json.dumps(value, allow_nan=False)
     except ValueError as error:
         raise ValueError("id: must be standard JSON, which has no NaN and no infinity") from error
     return value
-
-
-def _members(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
 
 
 def _shortened(error: str) -> str:

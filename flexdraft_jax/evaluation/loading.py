@@ -79,7 +79,8 @@ def check_outputs(
         others: that must not be overwritten.
 
     Raises:
-        ValueError: one has no directory, is a directory, or is another one of all these.
+        ValueError: one has no directory, is a directory, can't be written, or is another one of all
+            these.
     """
     taken = {pathlib.Path(other).resolve() for other in others}
     for path in (pathlib.Path(path) for path in paths if path is not None):
@@ -91,6 +92,21 @@ def check_outputs(
         if path.resolve() in taken and (path.is_file() or not path.exists()):
             raise ValueError(f"{path}: must be a file of its own, and is another one of this run")
         taken.add(path.resolve())
+        _check_writable(path)
+
+
+def _check_writable(path: pathlib.Path) -> None:
+    """Raises ValueError for a file that can't be opened to write; changes nothing in it."""
+    file = path.resolve()  # A link to a file that is not there yet stays one.
+    new = not file.exists()
+    if not new and not file.is_file():
+        return  # Who reads a pipe would take the first close for its end.
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"{path}: can't be written: {error.strerror}") from error
+    if new:
+        file.unlink(missing_ok=True)
 
 
 def check_plot(path: str | None) -> None:

@@ -19,7 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from flexdraft_jax.data.fingerprints import claim_output, file_digest
+from flexdraft_jax.data.fingerprints import claim_output, file_digest, refuse_other_files
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
 from flexdraft_jax.evaluation.file_stats import FileSummary, summarise
@@ -50,8 +50,9 @@ def decode_together(
     if count == 1:
         return decode_file(path, output, models, engine, settings, console)
     output = Path(output)
-    claim_output(output, {"input": file_digest(path), "processes": count})
+    refuse_other_files(output)
     with locked_by_main(output.with_name(f"{output.name}.lock"), f"output={str(output)!r}"):
+        claim_output(output, {"input": file_digest(path), "processes": count})
         share = write_share(path, output, index, count)
         decode_file(share, part_path(output, index, count), models, engine, settings, console)
         multihost_utils.sync_global_devices("decode_file: parts")

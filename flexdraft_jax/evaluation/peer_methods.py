@@ -25,9 +25,14 @@ def hugging_face(
         assistant: Hugging Face directory of a smaller model, for assisted generation.
 
     Raises:
-        ValueError: an assistant that can't be read, or of another vocabulary.
+        ValueError: an assistant that can't be read, of another vocabulary, or without PyTorch.
     """
     if not has_torch():
+        if assistant is not None:
+            raise ValueError(
+                f"assistant={os.fspath(assistant)!r}: assisted generation needs PyTorch, which is "
+                'not installed; pip install "flexdraft_jax[peers]"'
+            )
         return None
     with tempfile.TemporaryDirectory() as directory:
         save_target(target, directory)

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flexdraft_jax.data.conversations import parse_messages
+from flexdraft_jax.data.conversations import parse_messages, shown
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.evaluation.generation import encode_prompt
 from flexdraft_jax.evaluation.loading import Models
@@ -60,9 +60,12 @@ def read_request(
         settings: for what the line does not say.
 
     Raises:
-        ValueError: a prompt that can't be encoded.
+        ValueError: a prompt that can't be encoded, or a number that is none.
     """
     own = {name: fields.get(name, getattr(settings, name)) for name in OWN_SETTINGS}
+    for name in OWN_SETTINGS:
+        if name in fields:
+            _check_number(name, fields[name], whole=isinstance(getattr(LineSettings, name), int))
     return Request(
         prompt=_prompt(fields, models, settings),
         confidence_threshold=settings.confidence_threshold,
@@ -81,11 +84,29 @@ def _prompt(fields: Mapping[str, Any], models: Models, settings: LineSettings) -
     (name,) = given
     value = fields[name]
     if name == "token_ids":
-        return value
+        return _token_ids(value, models.target.config.vocab_size)
     if name == "messages":
         value = parse_messages(value)
         if value[-1].role != "user":
             raise ValueError("messages end with the assistant's: the last must be the user's")
     elif not isinstance(value, str):
-        raise ValueError(f"prompt={value!r}: must be a string")
+        raise ValueError(f"prompt={shown(value)}: must be a string")
     return encode_prompt(models, value, raw=settings.raw, template_kwargs=settings.template_kwargs)
+
+
+def _token_ids(value: Any, vocab_size: int) -> list[int]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"token_ids={shown(value)}: must be a list of token ids, at least one")
+    for i, token in enumerate(value):
+        _check_number(f"token_ids[{i}]", token, whole=True)
+        if not 0 <= token < vocab_size:
+            raise ValueError(
+                f"token_ids[{i}]={shown(token)}: must be a token id between 0 and {vocab_size - 1}"
+            )
+    return value
+
+
+def _check_number(name: str, value: Any, *, whole: bool) -> None:
+    if type(value) is not int and (whole or type(value) is not float):
+        right = "an integer" if whole else "a number"
+        raise ValueError(f"{name}={shown(value)}: must be {right}")

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.models.layers import Attention, Linear, rope_tables, weight
-from flexdraft_jax.models.target import Params, Target
+from flexdraft_jax.models.target import Params, Target, check_is_key
 from flexdraft_jax.parallel.mesh import mesh_of, put, shardings
 
 
@@ -144,7 +144,9 @@ def init_draft(
 
     Raises:
         ValueError: a size out of range.
+        TypeError: a size that is no integer, or no key.
     """
+    check_is_key(rng)
     config = target.config
     draft_config = DraftConfig(num_draft_layers, block_size, calibration_rank)
     check_num_draft_layers(draft_config, config)

@@ -27,7 +27,7 @@ from flexdraft_jax.models.layers import (
     rope_tables,
     weight,
 )
-from flexdraft_jax.parallel.mesh import put, shardings
+from flexdraft_jax.parallel.mesh import check_is_mesh, put, shardings
 
 Params = dict[str, Any]
 
@@ -235,7 +235,12 @@ def init_target(
 
     Raises:
         ValueError: a weight does not divide among the mesh's devices.
+        TypeError: the config, the key or the mesh is none.
     """
+    if not isinstance(config, TargetConfig):
+        raise TypeError(f"config is a {type(config).__name__}: must be a TargetConfig")
+    check_is_key(rng)
+    check_is_mesh(mesh)
     model = TargetModel(config, dtype)
     places = None if mesh is None else target_shardings(config, mesh)
 
@@ -243,6 +248,14 @@ def init_target(
         return nn.meta.unbox(model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"])
 
     return Target(config, jax.jit(init, out_shardings=places)(rng))
+
+
+def check_is_key(rng: Any) -> None:
+    """Raises TypeError for what is no key of random numbers, new or old."""
+    kind, shape = getattr(rng, "dtype", None), getattr(rng, "shape", None)
+    new = kind is not None and jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) and shape == ()
+    if not (new or (kind == jnp.uint32 and shape == (2,))):
+        raise TypeError(f"rng={rng!r}: must be a jax.random.key")
 
 
 def _boxed_shapes(config: TargetConfig, dtype: DTypeLike) -> Params:

@@ -39,12 +39,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """Holds the lock of a file, which is made if need be, and stays.
 
     Args:
-        path: of it.
+        path: of it; its folder is made as well.
         what: is to be written under the lock, for the error.
 
     Raises:
         ValueError: another run holds it.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         if not take_lock(file):
             raise ValueError(f"{what}: another run is writing there")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.config import INT32_MAX, TargetConfig, check_fields
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -64,6 +65,8 @@ def make_mesh(
     """
     shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for name, size in shape.items():
+        if type(size) is not int:
+            raise TypeError(f"{name}={size!r}: must be an integer")
         if size < 1:
             raise ValueError(f"{name}={size}: must be at least 1")
     devices = jax.devices() if devices is None else devices
@@ -97,9 +100,8 @@ class MeshConfig:
     tensor: int = 1  # Parts that heads, MLP and vocabulary are computed in.
 
     def __post_init__(self) -> None:
-        for name, least in (("data", 0), ("fsdp", 1), ("tensor", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"mesh.{name}={getattr(self, name)}: must be at least {least}")
+        at_least_one = (1, INT32_MAX)
+        check_fields(self, "mesh.", data=(0, INT32_MAX), fsdp=at_least_one, tensor=at_least_one)
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh.
@@ -124,10 +126,12 @@ def parse_mesh(text: str) -> MeshConfig:
     Raises:
         ValueError: an axis that is not there or is named twice, or a size that is none.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"mesh={text!r}: must be text such as data=2,tensor=4")
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
-        if name not in MESH_AXES or name in sizes or not size.isdecimal():
+        if name not in MESH_AXES or name in sizes or not re.fullmatch(r"\d{1,9}", size):
             raise ValueError(
                 f"mesh={text!r}: must be sizes of {', '.join(MESH_AXES)}, each once at most, such "
                 "as data=2,tensor=4; data takes the devices that are left over if it is not named"
@@ -231,6 +235,21 @@ def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
         return x
     rows = RULES["batch"] if x.shape[0] % row_devices(mesh) == 0 else None
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(rows)))
+
+
+def check_is_mesh(mesh: Any) -> None:
+    """Checks what a caller gave as a mesh; None is fine.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is none of `make_mesh`.
+    """
+    if mesh is None:
+        return
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh={mesh!r}: must be a Mesh or None")
+    if mesh.axis_names != MESH_AXES:
+        raise ValueError(f"mesh {dict(mesh.shape)}: must be one of make_mesh, with {MESH_AXES}")
 
 
 def mesh_of(tree: Any) -> Mesh | None:

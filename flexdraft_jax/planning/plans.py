@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flexdraft_jax.checkpoints import fields
 from flexdraft_jax.checkpoints.draft import read_draft_config
+from flexdraft_jax.checkpoints.paths import read_json
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.evaluation.timing import Progress, silent
 from flexdraft_jax.planning.compiling import Compiled, Memory, Traffic, compile_program
@@ -100,13 +102,16 @@ class Kept:
         Args:
             path: of the file; None keeps nothing.
             compile_at_most: so many programs, then `Unfinished` is raised.
+
+        Raises:
+            ValueError: a file that is there is damaged.
         """
         self.next = ""  # The first that was asked for, and is neither here nor compiled.
         self._left = compile_at_most
         self._path = None if path is None else Path(path)
         self._entries: dict[str, Any] = {}
         if self._path is not None and self._path.exists():
-            self._entries = json.loads(self._path.read_text())
+            self._entries = read_json(self._path)
 
     def get(
         self, plan: DecodePlan | TrainPlan, name: str, make: Callable[[], Compiled]
@@ -129,10 +134,47 @@ class Kept:
                 unfinished = self._path.with_name(f"{self._path.name}.unfinished")
                 unfinished.write_text(json.dumps(self._entries, indent=1) + "\n")
                 os.replace(unfinished, self._path)
-        entry = dict(self._entries[key])
-        memory = Memory(**entry.pop("memory"))
-        collectives = tuple(Traffic(**traffic) for traffic in entry.pop("collectives"))
-        return Compiled(memory=memory, collectives=collectives, **entry)
+        try:
+            return _read_compiled(self._entries[key])
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._path}: what is kept of {name} of {plan.target} is damaged ({error}); "
+                "remove the file, and its programs are compiled again"
+            ) from error
+
+
+def _read_compiled(entry: Mapping[str, Any]) -> Compiled:
+    """What was kept of a program, as the compiler's numbers alone are of use."""
+    memory, parts = entry["memory"], entry["memory"]["parts"]
+
+    def count(of: Mapping[str, Any], name: str) -> int:
+        return fields.integer(of, name, minimum=0, maximum=2**63)
+
+    collectives = tuple(
+        Traffic(
+            kind=str(one["kind"]),
+            nbytes=count(one, "nbytes"),
+            group=count(one, "group"),
+            times=count(one, "times"),
+            in_step=fields.flag(one, "in_step"),
+            sent=fields.number(one, "sent"),
+        )
+        for one in entry["collectives"]
+    )
+    return Compiled(
+        name=str(entry["name"]),
+        fits=fields.flag(entry, "fits"),
+        memory=Memory(
+            parts={part: count(parts, part) for part in parts},
+            limit=None if memory["limit"] is None else count(memory, "limit"),
+            **{name: count(memory, name) for name in _MEMORY_COUNTS},
+        ),
+        collectives=collectives,
+        seconds=fields.number(entry, "seconds"),
+    )
+
+
+_MEMORY_COUNTS = ("aliased", "results", "temporaries", "total")
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 
 from flexdraft_jax.checkpoints.hf import read_target_config
 from flexdraft_jax.checkpoints.hf_config import target_config_from_hf
+from flexdraft_jax.checkpoints.paths import read_json
 from flexdraft_jax.config import TargetConfig
 
 
@@ -50,13 +51,17 @@ def find_target(name: str) -> TargetConfig:
     path = Path(name)
     if name in TARGETS:
         return TARGETS[name]
-    if path.is_dir():
+    is_dir = is_file = False
+    with contextlib.suppress(OSError):  # Such as a name that is too long for a file.
+        is_dir, is_file = path.is_dir(), path.is_file()
+    if is_dir:
         return read_target_config(path)
-    if not path.is_file():
+    if not is_file:
         raise ValueError(
             f"target={name!r}: must be a directory, a config.json or one of {', '.join(TARGETS)}"
         )
+    config = read_json(path)
     try:
-        return target_config_from_hf(json.loads(path.read_text()), None)
+        return target_config_from_hf(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -59,7 +59,7 @@ def parse_slice(name: str) -> Slice:
     Raises:
         ValueError: anything else.
     """
-    found = re.fullmatch(r"(v5e|v5p|v6e):([1-9]\d*(?:x[1-9]\d*){1,2})", name)
+    found = re.fullmatch(r"(v5e|v5p|v6e):([1-9]\d{0,3}(?:x[1-9]\d{0,3}){1,2})", name)
     if found is None:
         raise ValueError(f"topology={name!r}: must be like v5e:2x4, v5p:2x2x1 or v6e:4x4")
     return Slice(found[1], tuple(map(int, found[2].split("x"))))

@@ -20,9 +20,10 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,7 +209,12 @@ def load_best(directory: Path, params: Params) -> Saved:
         damage = "".join(f"; step {step}: {wrong}" for step, wrong in faults.items())
         raise ValueError(f"{str(directory)!r} holds no good checkpoint{damage}")
     options = ocp.CheckpointManagerOptions(best_fn=_score, read_only=True)
-    with ocp.CheckpointManager(directory, options=options) as manager:
+    with ExitStack() as stack:
+        # Orbax reads the metrics of every step that it finds, and stops at a damaged one.
+        shown = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for step in good:
+            (shown / str(step)).symlink_to(directory / str(step))
+        manager = stack.enter_context(ocp.CheckpointManager(shown, options=options))
         metrics = {step: manager.metrics(step) for step in good}
         step = max(good, key=lambda step: (_score(metrics[step]), step))
         wanted = _describe({"params": params})

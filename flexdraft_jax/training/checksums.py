@@ -45,6 +45,9 @@ def fault(step_dir: Path) -> str | None:
     missing = [name for path, name in zip(files, names, strict=True) if not path.is_file()]
     if missing:
         return f"missing: {', '.join(missing)}"
+    more = {path for path in step_dir.rglob("*") if path.is_file()} - set(files)
+    if more:
+        return f"without checksums: {', '.join(sorted(path.name for path in more))}"
     changed = [
         name
         for name, (digest, _), found in zip(names, lines, _digests(files), strict=True)

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from flexdraft_jax.config import DraftConfig, TargetConfig
+from flexdraft_jax.config import INT32_MAX, DraftConfig, TargetConfig, check_fields
 from flexdraft_jax.parallel.mesh import MeshConfig
 
-
-def _require(config: Any, group: str, **bounds: tuple[float, float]) -> None:
-    """Raises ValueError where a field is not in its bounds, both included."""
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        if not low <= value <= high:
-            right = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
-            raise ValueError(f"{group}{name}={value}: must be {right}")
+# Bounds of numbers.
+_COUNT, _FROM_ZERO, _SHARE = (1, INT32_MAX), (0, math.inf), (0, 1)
+_SEED = (0, 2**32 - 1)
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,13 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # Gradients of a larger global norm are scaled down to it.
 
     def __post_init__(self) -> None:
-        not_negative, share = (0.0, math.inf), (0.0, 1.0)
-        _require(self, "train.", steps=(1, math.inf), batch_size=(1, math.inf))
-        _require(self, "train.", learning_rate=not_negative, clip_norm=not_negative)
-        _require(self, "train.", weight_decay=not_negative, b1=share, b2=share)
-        _require(self, "train.", warmup_fraction=share, decay_fraction=share)
+        check_fields(
+            self,
+            "train.",
+            **dict.fromkeys(("steps", "batch_size"), _COUNT),
+            **dict.fromkeys(("learning_rate", "clip_norm", "weight_decay"), _FROM_ZERO),
+            **dict.fromkeys(("b1", "b2", "warmup_fraction", "decay_fraction"), _SHARE),
+        )
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,14 @@ class LoopConfig:
     keep_checkpoints: int = 2  # Older ones are deleted.
 
     def __post_init__(self) -> None:
-        at_least_one, at_least_zero = (1, math.inf), (0, math.inf)
-        _require(self, "loop.", log_every=at_least_one, keep_checkpoints=at_least_one)
-        _require(self, "loop.", eval_every=at_least_zero, checkpoint_seconds=at_least_zero)
+        check_fields(
+            self,
+            "loop.",
+            log_every=_COUNT,
+            keep_checkpoints=_COUNT,
+            eval_every=(0, INT32_MAX),
+            checkpoint_seconds=_FROM_ZERO,
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class TargetModelConfig:
     rope_theta: float = 10_000.0  # Small bases suit short contexts.
     tie_word_embeddings: bool = True  # One table for embedding and head.
     max_position_embeddings: int = 2048  # Written to config.json; longer prompts are refused.
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")  # Sizes are for `TargetConfig` to check.
 
     def build(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> TargetConfig:
         """The model's configuration for a vocabulary of `vocab_size` tokens."""
@@ -113,6 +118,18 @@ class CorpusConfig:
     drill_share: float = 0.0  # Share of arithmetic drills, which both domains make room for.
     seed: int = 0  # Another seed gives other word problems and another order of code.
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            "data.",
+            sequence_length=(8, INT32_MAX),
+            train_tokens=_COUNT,
+            held_out_tokens=_COUNT,
+            word_problem_share=_SHARE,
+            drill_share=_SHARE,
+            seed=_SEED,
+        )
+
 
 @dataclass(frozen=True)
 class TrainTargetConfig:
@@ -128,6 +145,9 @@ class TrainTargetConfig:
     init_from: str = ""  # Directory of a target to start from (weights only); "" starts at random.
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # Of the weights in export/.
     seed: int = 0  # Initialisation and order of the rows.
+
+    def __post_init__(self) -> None:
+        check_fields(self, seed=_SEED)
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,7 @@ class ObjectiveTerms:
     lk_hybrid: float = 0.0  # From forward KL to total variation, slot by slot, as drafts improve.
 
     def __post_init__(self) -> None:
-        _require(self, "objective.terms.", **{name: (0, math.inf) for name in vars(self)})
+        check_fields(self, "objective.terms.", **dict.fromkeys(vars(self), _FROM_ZERO))
 
 
 @dataclass(frozen=True)
@@ -160,7 +180,7 @@ class ObjectiveConfig:
     eta: float = 3.0  # "lk_hybrid": larger turns to total variation at a lower acceptance.
 
     def __post_init__(self) -> None:
-        _require(self, "objective.", gamma=(1e-3, math.inf), alpha=(0, 1), eta=(0, math.inf))
+        check_fields(self, "objective.", gamma=(1e-3, math.inf), alpha=_SHARE, eta=_FROM_ZERO)
 
 
 @dataclass(frozen=True)
@@ -178,7 +198,7 @@ class DraftStepConfig:
     attention: Literal["reference", "pallas"] = "reference"
 
     def __post_init__(self) -> None:
-        _require(self, "step.", microbatches=(1, math.inf), chunk=(0, math.inf))
+        check_fields(self, "step.", microbatches=_COUNT, chunk=(0, INT32_MAX))
 
     def check(self, batch_size: int, anchors: int) -> None:
         """Raises ValueError where rows or groups do not fall into equal parts."""
@@ -198,7 +218,7 @@ class DraftEvalConfig:
     max_new_tokens: int = 256  # Longest held-out response.
 
     def __post_init__(self) -> None:
-        _require(self, "eval.", prompts_per_domain=(1, math.inf), max_new_tokens=(1, math.inf))
+        check_fields(self, "eval.", prompts_per_domain=_COUNT, max_new_tokens=_COUNT)
 
 
 @dataclass(frozen=True)
@@ -219,4 +239,4 @@ class TrainDraftConfig:
     seed: int = 0  # Initialisation, anchors and order of the rows.
 
     def __post_init__(self) -> None:
-        _require(self, "", anchors=(1, math.inf), seed=(0, math.inf))
+        check_fields(self, anchors=_COUNT, seed=_SEED)

@@ -51,6 +51,8 @@ def load_config(
         config = module.get_config()
     except (TypeError, ValueError) as error:  # A field that does not exist, a value out of range.
         raise ValueError(f"config={str(path)!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"config={str(path)!r}: {type(error).__name__}: {error}") from error
     if not isinstance(config, expected):
         raise ValueError(
             f"config={str(path)!r}: get_config() returned {type(config).__name__}, "

@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.checkpoints.draft import load_draft, save_draft
+from flexdraft_jax.checkpoints.paths import read_json
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.data.fingerprints import target_fingerprint
 from flexdraft_jax.data.prepared import HeldOut, Prepared, prompts_that_fit
@@ -106,7 +107,10 @@ def export_draft(
     config = _recorded_config(work_dir, target, prepared)
     positions = target.config.max_position_embeddings
     held_out = prompts_that_fit(prepared.held_out, positions, max_new_tokens)[:PROOF_PROMPTS]
-    draft_config = DraftConfig(**config["model"])
+    try:
+        draft_config = DraftConfig(**config["model"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{work_dir / 'config.json'}: model is damaged: {error}") from error
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
@@ -131,7 +135,7 @@ def _check_output(output: Path) -> None:
         raise ValueError(f"output={str(output)!r}: must be a directory, and is a file")
     others = sorted(file.name for file in output.iterdir() if file.name not in _FILES)
     config = output / "config.json"
-    if others or (config.exists() and "flexdraft_config" not in config.read_text()):
+    if others or (config.exists() and b"flexdraft_config" not in config.read_bytes()):
         raise ValueError(
             f"output={str(output)!r}: must be a new directory or an earlier export, and holds "
             + ", ".join(others or ["the config.json of something else"])
@@ -140,7 +144,7 @@ def _check_output(output: Path) -> None:
 
 def _recorded_config(work_dir: Path, target: Target, prepared: Prepared) -> dict[str, Any]:
     try:
-        config = json.loads((work_dir / "config.json").read_text())
+        config = read_json(work_dir / "config.json")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"work_dir={str(work_dir)!r} holds no run of train/train_draft.py: {error}"
@@ -150,10 +154,10 @@ def _recorded_config(work_dir: Path, target: Target, prepared: Prepared) -> dict
             f"work_dir={str(work_dir)!r} holds a run for target {config.get('target')}: must be "
             f"this target, {target_fingerprint(target)}"
         )
-    if config["data"] != prepared.fingerprint:
+    if config.get("data") != prepared.fingerprint:
         raise ValueError(
-            f"work_dir={str(work_dir)!r} holds a run on data {config['data']}: must be this data, "
-            f"{prepared.fingerprint}"
+            f"work_dir={str(work_dir)!r} holds a run on data {config.get('data')}: must be "
+            f"this data, {prepared.fingerprint}"
         )
     return config
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,7 +27,8 @@ class MetricsFile:
 
     def __init__(self, path: Path, first_step: int):
         """Opens `path`, keeping only lines of steps up to `first_step`."""
-        lines = path.read_text().splitlines() if path.exists() else []
+        # A line that is damaged is of no step.
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= first_step]
         _replace(path, "".join(line + "\n" for line in kept).encode())
         self._path = path
@@ -147,11 +150,20 @@ def name_bad_rows(tokens: NDArray[np.int32], row_loss: NDArray[np.float32] | Non
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; a line that a crash cut short belongs to none."""
+    """The step of a line; one that a crash cut short, or that is damaged, belongs to none."""
     try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return float("inf")
+        values = json.loads(line)
+        if all(_is_metric(value) for value in values.values()):
+            return values["step"]
+    except (AttributeError, LookupError, RecursionError, ValueError):
+        pass
+    return math.inf
+
+
+def _is_metric(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(x, float | int) for x in value)
+    return isinstance(value, float | int)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -28,7 +28,7 @@ from flexdraft_jax.training.optimizer import Params, TrainState
 from flexdraft_jax.training.preemption import StopSignal, TrainingStopped
 from flexdraft_jax.training.progress import Progress
 from flexdraft_jax.training.rows import Rows
-from flexdraft_jax.training.watch import Metrics, Watch
+from flexdraft_jax.training.watch import Metrics, Watch, require_finite_params
 
 StepFn = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
 EvaluateFn = Callable[[Params], Mapping[str, float]]
@@ -88,7 +88,7 @@ def fit(
         on_evaluation: called on process 0 when an evaluation is recorded, to show it elsewhere.
 
     Raises:
-        TrainingDiverged: the loss or the gradient became NaN or infinite.
+        TrainingDiverged: the loss, the gradient or a weight became NaN or infinite.
         TrainingStopped: a signal ended the run early; the last step is saved.
         ValueError: the checkpoint does not fit `state`, or `step_fn` moved the state elsewhere.
     """
@@ -120,14 +120,16 @@ def fit(
             stop, save = np.asarray(wishes).tolist()
             last = step == total_steps
             values: Mapping[str, float] = {}
-            if last or (config.eval_every and step % config.eval_every == 0):
-                watch.catch_up()
+            evaluates = last or (config.eval_every and step % config.eval_every == 0)
+            if evaluates or save or stop:
+                watch.catch_up()  # A diverged state must never become the newest checkpoint.
+                require_finite_params(step, state.params)
+            if evaluates:
                 values = from_main(evaluate(state.params))
                 watch.evaluated(step, values, expect=step > total_steps * _WARM_UP)
                 if on_evaluation is not None and is_main():
                     on_evaluation(step, values)
-            if last or values or save or stop:
-                watch.catch_up()  # A diverged state must never become the newest checkpoint.
+            if evaluates or save or stop:
                 checkpoints.save(step, state, batches, values, score(values) if values else None)
                 saved_at = time.monotonic()
             if stop and not last:

@@ -19,6 +19,7 @@ import dataclasses
 import glob
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,13 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from flexdraft_jax.checkpoints.paths import read_json
+from flexdraft_jax.config import check_fields
 from flexdraft_jax.data.conversations import Rejected, keep_whole_lines, read_lines, whole_lines
 from flexdraft_jax.data.fingerprints import (
     claim_output,
     file_digest,
+    refuse_other_files,
     target_fingerprint,
     tokenizer_fingerprint,
     write_json,
@@ -62,6 +66,9 @@ class RegenerateReport:
     responses: int = 0
     cut: int = 0
     response_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def with_line(self, record: Record) -> RegenerateReport:
         """The report with one more line in it."""
@@ -118,15 +125,19 @@ def regenerate(
     """
     path, output = Path(path), Path(output)
     report = _beside(output, "report.json")
-    begin(path, output, writer)
+    refuse_other_files(output, _parts(output))
     with locked_by_main(_beside(output, "lock"), f"output={str(output)!r}"):
+        begin(path, output, writer)
         if not output.exists():
             write_part(path, output, writer, jax.process_index(), jax.process_count(), track)
             multihost_utils.sync_global_devices("regenerate: parts")
             with main_first("regenerate: merged"):
                 if is_main():
                     merge_parts(path, output)
-    return RegenerateReport(**json.loads(report.read_text()))
+    try:
+        return RegenerateReport(**read_json(report))
+    except TypeError as error:
+        raise ValueError(f"{report}: is damaged: {error}") from error
 
 
 def begin(path: Path, output: Path, writer: Writer) -> None:
@@ -180,7 +191,7 @@ def write_part(
         advance(len(done.intersection(share)))
         for finished in answer_lines(left, writer):
             for record in finished:
-                file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+                file.write(sealed(record))
             file.flush()
             advance(len(finished))
 
@@ -237,13 +248,25 @@ def _places(part: Path) -> Iterator[tuple[int, int]]:
         offset += len(record)
 
 
+def sealed(record: Record) -> bytes:
+    """A line of a part. A digit that changes in it would be another response, so it has a sum."""
+    text = json.dumps(record, separators=(",", ":"))
+    return f'{text[:-1]},"crc32":{zlib.crc32(text.encode())}}}\n'.encode()
+
+
 def _read_at(part: Path, offset: int) -> Record:
     with part.open("rb") as file:
         file.seek(offset)
-        try:
-            return json.loads(file.readline())
-        except ValueError as error:
-            raise _damaged(part, offset) from error
+        line = file.readline()
+    try:
+        record = json.loads(line)
+        del record["crc32"]
+        whole = sealed(record) == line
+    except (LookupError, RecursionError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise _damaged(part, offset)
+    return record
 
 
 def _damaged(part: Path, offset: int) -> ValueError:

@@ -6,8 +6,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -25,7 +27,7 @@ _RECENT_STEPS = 50
 
 
 class TrainingDiverged(FloatingPointError):
-    """The loss is no longer a number; the newest checkpoint is older than the bad step."""
+    """A loss or weight is no longer a number; the newest checkpoint is older than the bad step."""
 
 
 class Watch:
@@ -111,6 +113,29 @@ class Watch:
 
     def _restart_clock(self) -> None:
         self._since, self._tokens, self._steps = time.monotonic(), 0, 0
+
+
+def require_finite_params(step: int, params: Any) -> None:
+    """Raises TrainingDiverged, with each tensor that holds NaN or infinity; all processes ask."""
+    finite = to_host(_finite(params))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    bad = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, _), is_finite in zip(leaves, finite, strict=True)
+        if not is_finite
+    ]
+    if bad:
+        raise TrainingDiverged(
+            f"after step {step} there is NaN or infinity in {', '.join(bad)}; they are not saved. "
+            "Lower train.learning_rate and start in another work_dir; the newest checkpoint here "
+            "is from before this step"
+        )
+
+
+@jax.jit
+def _finite(params: Any) -> jax.Array:
+    """Of each leaf, in their order."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)])
 
 
 def _what_went_wrong(step: int, name: str, metrics: Metrics, rows: Rows) -> str:

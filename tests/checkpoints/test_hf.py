@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from flexdraft_jax.checkpoints.hf import load_target, read_target_config, save_target
+import flexdraft_jax as fd
+from flexdraft_jax.checkpoints.hf import (
+    load_target,
+    load_tokenizer,
+    read_target_config,
+    save_target,
+)
+from flexdraft_jax.data.chat import build_byte_tokenizer
 from flexdraft_jax.models.target import Target
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "references"
@@ -176,6 +183,43 @@ def test_missing_and_broken_files(copy_of, tmp_path):
     (directory / "config.json").write_bytes(b'{"model_type": "\xff"}')
     with pytest.raises(ValueError, match="config.json: not valid JSON"):
         load_target(directory)
+
+
+def test_config_that_is_nested_too_deep(copy_of):
+    directory = copy_of("references/qwen2-tied").path
+    (directory / "config.json").write_text('{"a": ' + "[" * 200 + "]" * 200 + "}")
+    with pytest.raises(ValueError, match="config.json: must be nested at most 100 deep"):
+        load_target(directory)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"model": {"vocab": {"a": null}}}', "\udcff"])
+def test_a_broken_tokenizer_is_named(damage, tmp_path):
+    build_byte_tokenizer().save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes(damage.encode(errors="surrogateescape"))
+        with pytest.raises(ValueError, match=f"{tmp_path}: the tokenizer can't be read: "):
+            load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_can_not_encode_is_named(tmp_path):
+    build_byte_tokenizer().save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": "a"}))
+    with pytest.raises(ValueError, match="the tokenizer can't be read: TypeError"):
+        load_tokenizer(tmp_path)
+
+
+def test_arguments_of_other_kinds_are_named():
+    with pytest.raises(TypeError, match="directory=3: must be a path"):
+        load_target(3)
+    with pytest.raises(TypeError, match="mesh=3: must be a Mesh or None"):
+        load_target(REFERENCES / "qwen2-tied", mesh=3)
+    with pytest.raises(TypeError, match="target is a int: must be a Target"):
+        fd.load_draft(REFERENCES, 3)
+    with pytest.raises(TypeError, match="rng=3: must be a jax.random.key"):
+        fd.init_target(load_target(REFERENCES / "qwen2-tied").config, 3)
+    with pytest.raises(TypeError, match="draft is a int: must be a Draft"):
+        fd.save_draft(3, 3, REFERENCES)
 
 
 def test_config_errors_name_the_file(copy_of):

@@ -61,7 +61,7 @@ def test_every_shape_is_read():
         (b'{"messages": {}}', "wrong type: messages is an object"),
         (b'{"messages": ["Hi"]}', r"bad message: messages\[0\]"),
         (b'{"messages": [{"role": "user"}]}', "bad message: .* role and content"),
-        (b'{"messages": [{"role": "tool", "content": ""}]}', "unknown role: .*'tool'"),
+        (b'{"messages": [{"role": "tool", "content": ""}]}', 'unknown role: .*"tool"'),
         (b'{"messages": [{"role": ["u"], "content": ""}]}', "unknown role: "),
         (b'{"messages": [{"role": "user", "content": null}]}', r"not a string: .*\[0\] is null"),
         (b'{"messages": [{"role": "assistant", "content": "a"}]}', "assistant first: "),

@@ -7,9 +7,11 @@ import pytest
 
 from flexdraft_jax.data import encoded
 from flexdraft_jax.data.chat import EncodedTurn, build_byte_tokenizer, encode_turn
+from flexdraft_jax.data.encoded import encode_lines, load_chunk
 from flexdraft_jax.data.fingerprints import tokenizer_fingerprint
 from flexdraft_jax.data.prepare import PrepareConfig, prepare
 from flexdraft_jax.data.prepared import load_prepared
+from flexdraft_jax.parallel.locks import locked
 
 _TOKENIZER = build_byte_tokenizer()
 _CONFIG = PrepareConfig(sequence_length=48, held_out=4)
@@ -250,9 +252,33 @@ def test_damaged_and_foreign_folders_are_refused(file, tmp_path):
     assert len(load_prepared(output).rows) > 0
     with pytest.raises(ValueError, match=r"no finished data .*prepare_data\.py"):
         load_prepared(tmp_path)
+    record = json.loads((output / "prepared.json").read_text())
+    for change in ({"sequence_length": 49}, {"files": []}, {"fingerprint": "a"}):
+        (output / "prepared.json").write_text(json.dumps(record | change))
+        with pytest.raises(ValueError, match="no finished data .*is not as it was written"):
+            load_prepared(output)
     (output / "prepared.json").write_text('{"format": 0}')
-    with pytest.raises(ValueError, match="has format 0"):
+    with pytest.raises(ValueError, match="format 0, must be 1: prepare it again"):
         load_prepared(output)
+
+
+def test_a_damaged_chunk_is_named(file, tmp_path):
+    path, *_ = encode_lines(
+        file, tmp_path, _TOKENIZER, length=48, template_kwargs={}, advance=lambda count: None
+    )
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damage in (bytes(content), content[:100], b"", b"\x93NUMPY"):
+        path.write_bytes(damage)
+        with pytest.raises(ValueError, match="00000.npz: is damaged .* remove it, and it is made"):
+            load_chunk(path)
+
+
+def test_one_run_at_a_time_builds_in_a_folder(file, built):
+    with locked(built / "lock", "the other"):
+        with pytest.raises(ValueError, match="data': another run is writing there"):
+            prepare(file, _TOKENIZER, built, _CONFIG)
+    prepare(file, _TOKENIZER, built, _CONFIG)
 
 
 @pytest.mark.parametrize(("field", "value"), [("sequence_length", 7), ("held_out", -1)])

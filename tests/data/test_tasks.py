@@ -110,6 +110,19 @@ def test_array_records_of_tfds_are_read(caches) -> None:
     assert load_task("gsm8k") == [PROMPTS["gsm8k"]]
 
 
+def test_a_tfds_set_of_other_files_is_as_good_as_none(caches, monkeypatch) -> None:
+    (caches / "tfds/gsm8k/1.0.0").mkdir(parents=True)
+    (caches / "tfds/gsm8k/1.0.0/dataset_info.json").touch()
+
+    class Builder:
+        def as_data_source(self, split: str) -> None:
+            raise NotImplementedError
+
+    monkeypatch.setattr(tfds, "builder_from_directory", lambda directory: Builder())
+    with pytest.raises(TaskMissingError, match="1.0.0: is no set of array records"):
+        load_task("gsm8k")
+
+
 def test_a_task_that_is_not_there_says_where_it_was_looked_for(caches) -> None:
     with pytest.raises(TaskMissingError) as error:
         load_task("mbpp", caches)
@@ -135,6 +148,11 @@ def test_broken_files_are_named(text: str, message: str, tmp_path) -> None:
 
 
 def test_a_broken_parquet_file_is_named(tmp_path) -> None:
+    write_parquet(tmp_path / "mbpp.parquet", RECORDS["mbpp"])
+    whole = (tmp_path / "mbpp.parquet").read_bytes()
+    (tmp_path / "mbpp.parquet").write_bytes(whole[:9] + b"\xff" * 9 + whole[18:])
+    with pytest.raises(ValueError, match=r"mbpp.parquet: is broken"):
+        load_task("mbpp", tmp_path)
     (tmp_path / "mbpp.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"mbpp.parquet: is broken"):
         load_task("mbpp", tmp_path)

@@ -109,7 +109,9 @@ def test_a_damaged_profile_is_named(tmp_path, change, message):
     assert "profile.json: not a profile of step costs" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"costs": 3}', '{"costs": [3]}', None])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"costs": 3}', '{"costs": [3]}', "[" * 100_000, None]
+)
 def test_a_file_that_is_no_profile(tmp_path, text):
     path = tmp_path / "profile.json"
     if text is not None:

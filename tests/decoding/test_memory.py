@@ -141,13 +141,27 @@ def test_the_limit_of_a_cpu_is_its_memory(target):
     assert limit is not None and 2**30 < limit < 2**50
 
 
-@pytest.mark.parametrize(("text", "limit"), [("1048576\n", 2**20), ("max\n", None), (None, None)])
-def test_a_container_may_have_less(target, monkeypatch, tmp_path, text, limit):
+@pytest.mark.parametrize(
+    ("files", "own", "limit"),
+    [
+        ({"memory.max": "1048576\n"}, None, 2**20),
+        ({"memory.max": "max\n"}, None, None),
+        ({}, None, None),
+        # A group may take no more than the one that it is part of.
+        ({"a/memory.max": "1048576", "a/b/memory.max": "2097152"}, "0::/a/b", 2**20),
+        ({"a/memory.max": "max", "a/b/memory.max": "2097152"}, "0::/a/b", 2**21),
+        ({"memory/a/memory.limit_in_bytes": "4096"}, "3:cpu,memory:/a\n2:net:/x", 4096),
+    ],
+)
+def test_a_container_may_have_less(target, monkeypatch, tmp_path, files, own, limit):
     whole = memory.memory_limit(target)
-    path = tmp_path / "memory.max"
-    if text is not None:
-        path.write_text(text)
-    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (str(path), str(tmp_path / "version_1")))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(memory, "_GROUPS", str(tmp_path))
+    monkeypatch.setattr(memory, "_OWN_GROUPS", str(tmp_path / "own"))
     found = memory.memory_limit(target)
     assert found == limit if limit else found >= whole
 

@@ -30,6 +30,7 @@ def nothing_is_compiled():
         ({"max_new_tokens": [1, 2]}, r"max_new_tokens has 2 entries.*1 prompts"),
         ({"max_new_tokens": 255}, r"prompts\[0\] has 2 tokens.*max_position_embeddings=256"),
         ({"prompts": [[1] * 257]}, r"prompts\[0\] has 257 tokens"),
+        ({"schedule": np.array(["ar"])}, r"schedule=array.*: must be one of ar, parallel"),
         ({"schedule": "fast"}, r"schedule='fast'.*ar, parallel, sequential"),
         ({"pruning_strategy": "none"}, r"pruning_strategy='none'.*cumulative_product"),
         ({"block_size": 1}, r"block_size=1.*at least 2"),
@@ -90,6 +91,7 @@ def test_value_errors(target, draft, arguments, message):
         ({"seed": 0.5}, r"seed=0.5: must be an integer"),
         ({"row_ids": ["a"]}, r"row_ids\[0\]='a': must be an integer"),
         ({"profile": 3}, r"profile=3: must be a Profile, a path or None"),
+        ({"mesh": 3}, r"mesh=3: must be a Mesh or None"),
     ],
 )
 def test_type_errors(target, draft, arguments, message):

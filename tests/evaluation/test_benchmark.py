@@ -6,7 +6,7 @@ import json
 import pytest
 
 import flexdraft_jax as fd
-from flexdraft_jax.evaluation import benchmark, random_targets
+from flexdraft_jax.evaluation import benchmark, peer_methods, random_targets
 from flexdraft_jax.evaluation.benchmark import (
     benchmark_models,
     benchmark_random,
@@ -129,6 +129,15 @@ def test_unknown_random_targets_are_refused() -> None:
 def test_a_draft_is_needed(models) -> None:
     with pytest.raises(ValueError, match="draft=None"):
         benchmark_models(Models(models.target, None, models.tokenizer, "tiny"), SETTINGS)
+
+
+def test_an_assistant_that_would_do_nothing_is_refused(models, monkeypatch) -> None:
+    steps = dataclasses.replace(SETTINGS, parts=("steps",))
+    with pytest.raises(ValueError, match="assistant='a': .* decoding must be among parts=steps"):
+        benchmark_models(models, steps, assistant="a")
+    monkeypatch.setattr(peer_methods, "has_torch", lambda: False)
+    with pytest.raises(ValueError, match="assistant='a': assisted generation needs PyTorch"):
+        benchmark_models(models, SETTINGS, assistant="a")
 
 
 @pytest.mark.parametrize(

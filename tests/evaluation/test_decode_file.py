@@ -37,15 +37,15 @@ ERRORS = {
     5: "needs exactly one of prompt, messages, token_ids; has none",
     6: "needs exactly one of prompt, messages, token_ids; has prompt, token_ids",
     7: "temperature=-1.0: must be 0 or more",
-    8: "max_new_tokens='9': must be an integer",
-    9: "prompt[1]=260: must be a token id between 0 and 259",
+    8: 'max_new_tokens="9": must be an integer',
+    9: "token_ids[1]=260: must be a token id between 0 and 259",
     10: "prompt=7: must be a string",
     11: "system message not first",
     12: "messages end with the assistant's",
     13: "prompt must not be empty",
     14: "not UTF-8",
     15: "together they must be at most max_length=128",
-    16: "prompt='ab': must be a list of token ids",
+    16: 'token_ids="ab": must be a list of token ids, at least one',
     17: "temperature=[0.5]: must be a number",
     18: "not an object",
 }
@@ -474,3 +474,33 @@ def test_a_plot_is_drawn(answered, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     plot_summary(FileSummary(), tmp_path / "empty.png")
     assert (tmp_path / "empty.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('"token_ids": [256, null]', "token_ids[1]=null: must be an integer"),
+        ('"token_ids": [true]', "token_ids[0]=true: must be an integer"),
+        ('"token_ids": []', "token_ids=[]: must be a list of token ids, at least one"),
+        ('"prompt": null', "prompt=null: must be a string"),
+        ('"prompt": "a", "top_p": null', "top_p=null: must be a number"),
+        ('"prompt": "a", "seed": 1.0', "seed=1.0: must be an integer"),
+        ('"messages": [{"role": null, "content": ""}]', "messages[0] has null, must be one of"),
+    ],
+)
+def test_errors_speak_of_the_lines_fields_as_json(decode, tmp_path, fields, message):
+    (tmp_path / "in.jsonl").write_text(f"{{{fields}}}\n")
+    decode(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    (record,) = _records(tmp_path / "out.jsonl")
+    assert message in record["error"]
+
+
+def test_settings_are_recorded_by_the_run_that_writes(decode, tmp_path):
+    """Of two first runs, the one without the lock must leave nothing behind."""
+    path, output = tmp_path / "in.jsonl", tmp_path / "new/out.jsonl"
+    path.write_text(_line(prompt="a") + "\n")
+    with locked(output, "the other"):
+        with pytest.raises(ValueError, match="another run is writing there"):
+            decode(path, output, dataclasses.replace(SETTINGS, seed=4))
+    assert [found.name for found in output.parent.iterdir()] == ["out.jsonl"]
+    decode(path, output)

@@ -73,6 +73,19 @@ def test_files_that_could_not_be_written_are_named(tmp_path, paths, message) -> 
         check_outputs(*named, others=[tmp_path / "input.json"])
     check_outputs(tmp_path / "new.json", None, tmp_path / "b", others=[tmp_path / "input.json"])
     check_outputs(os.devnull, os.devnull)
+    (tmp_path / "away.json").symlink_to("nowhere.json")
+    check_outputs(tmp_path / "away.json")
+    names = ["away.json", "input.json", "link.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_file_that_may_not_be_written_is_named(tmp_path, monkeypatch) -> None:
+    def refuse(*args) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(ValueError, match="new.png: can't be written: Permission denied"):
+        check_outputs(tmp_path / "new.png")
 
 
 def test_a_plot_must_be_a_picture() -> None:

@@ -180,7 +180,9 @@ def test_a_mesh_as_text(text: str, sizes: tuple[int, ...]) -> None:
     assert parse_mesh(text) == MeshConfig(*sizes)
 
 
-@pytest.mark.parametrize("text", ["", "4", "model=2", "tensor=2,tensor=2", "tensor=-1", "tensor="])
+@pytest.mark.parametrize(
+    "text", ["", "4", "model=2", "tensor=2,tensor=2", "tensor=-1", "tensor=", "data=" + "9" * 5000]
+)
 def test_text_that_is_no_mesh(text: str) -> None:
     with pytest.raises(ValueError, match=f"mesh='{text}': must be sizes of data, fsdp, tensor"):
         parse_mesh(text)

@@ -14,6 +14,7 @@ from flexdraft_jax.models.target import target_shapes
 from flexdraft_jax.parallel.locks import take_lock
 from flexdraft_jax.parallel.mesh import make_mesh
 from flexdraft_jax.planning import plans, table, topology
+from flexdraft_jax.planning.compiling import Compiled, Memory
 from flexdraft_jax.planning.plans import (
     DecodePlan,
     Kept,
@@ -145,3 +146,24 @@ def test_targets(tmp_path) -> None:
     assert find_target("Qwen3-8B").layer_weights == 4096 * 128 * 80 + 3 * 4096 * 12_288
     with pytest.raises(ValueError, match="target='Qwen9': must be a directory"):
         find_target("Qwen9")
+    with pytest.raises(ValueError, match="target='xxx.*must be a directory"):
+        find_target("x" * 5000)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="config.json: must hold a JSON object, not a list"):
+        find_target(str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("damage", ["whole", "memory", "fits", "seconds", "total"])
+def test_damaged_programs_are_named(tmp_path, damage) -> None:
+    path = tmp_path / "kept.json"
+    made = Compiled("ar", True, Memory({"weights": 5}, 1, 2, 3, 11), (), 1.0)
+    assert Kept(path).get(PLAN, "ar", lambda: made) == made
+    assert Kept(path).get(PLAN, "ar", lambda: None) == made
+    (key, entry), *_ = json.loads(path.read_text()).items()
+    if damage == "whole":
+        path.write_text("[" * 100_000)
+    else:
+        (entry["memory"] if damage == "total" else entry)[damage] = "a"
+        path.write_text(json.dumps({key: entry}))
+    with pytest.raises(ValueError, match="kept.json: "):
+        Kept(path).get(PLAN, "ar", lambda: made)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.models.draft import draft_shapes
 from flexdraft_jax.models.target import target_shapes
 from flexdraft_jax.training.checkpoints import TrainCheckpoints, load_best, prepare_work_dir
+from flexdraft_jax.training.checksums import fault
 from flexdraft_jax.training.config import (
     DraftStepConfig,
     OptimizerConfig,
@@ -136,3 +138,24 @@ def test_how_a_step_is_computed_may_change_on_resume(tmp_path: Path) -> None:
     message = "configuration: step.compute_dtype: float32 there, bfloat16 here; choose"
     with pytest.raises(ValueError, match=message):
         prepare_work_dir(tmp_path, other)
+
+
+def test_a_file_that_has_no_checksum_is_a_fault(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    sums = tmp_path / "checkpoints/3.sha256"
+    first, *others = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(others))
+    name = Path(first.split()[1]).name
+    assert fault(sums.with_suffix("")) == f"without checksums: {name}"
+    sums.write_text("".join([first, *others]))
+    assert fault(sums.with_suffix("")) is None
+
+
+def test_damaged_metrics_of_another_step_do_not_matter(state: TrainState, tmp_path: Path) -> None:
+    checkpoints = TrainCheckpoints(tmp_path, 2, {})
+    for step in (3, 4):
+        checkpoints.save(step, state, _Batches(17), {"tau_a": 1.0}, score=1.0)
+    checkpoints.close()
+    (tmp_path / "4/metrics/metrics").write_text("{")
+    best = load_best(tmp_path, state.params)
+    assert best.step == 3 and "metrics" in best.damaged[4]

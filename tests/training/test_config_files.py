@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flexdraft_jax.training.config import TrainDraftConfig, TrainTargetConfig
+from flexdraft_jax.training.config import OptimizerConfig, TrainDraftConfig, TrainTargetConfig
 from flexdraft_jax.training.config_files import apply_overrides, load_config
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,6 +60,7 @@ def test_a_wrong_override_says_what_would_be_right(override: str, message: str) 
         ("x = 1", "defines no get_config"),
         ("def get_config(): return 3", "returned int, this command needs TrainTargetConfig"),
         ("def get_config(:", "SyntaxError: "),
+        ("def get_config(): return 1 / 0", "config.py': ZeroDivisionError: division by zero"),
         ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
     ],
 )
@@ -79,6 +80,10 @@ def test_a_wrong_file_is_refused(tmp_path: Path, source: str | None, message: st
         ("train.steps=0", "train.steps=0: must be at least 1"),
         ("train.learning_rate=nan", "train.learning_rate=nan: must be at least 0"),
         ("train.decay_fraction=1.5", "train.decay_fraction=1.5: must be between 0 and 1"),
+        ("train.learning_rate=inf", "train.learning_rate=inf: must be finite"),
+        ("objective.gamma=0", "objective.gamma=0.0: must be at least 0.001"),
+        ("train.steps=99999999999", "train.steps=99999999999: must be at most 2147483647"),
+        ("seed=-1", "^seed=-1: must be at least 0"),
         ("loop.log_every=0", "loop.log_every=0: must be at least 1"),
         ("eval.prompts_per_domain=0", "eval.prompts_per_domain=0: must be at least 1"),
     ],
@@ -96,3 +101,17 @@ def test_a_file_with_a_field_that_does_not_exist(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="mine.py.*num_layer"):
         load_config(path, TrainDraftConfig)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", 9.5, "train.steps=9.5: must be an integer"),
+        ("learning_rate", None, "train.learning_rate=None: must be a number"),
+        ("schedule", "linear", "train.schedule='linear': must be one of 'cosine', 'wsd'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(field: str, value: object, message: str) -> None:
+    fields = {"steps": 9, "batch_size": 1, "learning_rate": 1.0, field: value}
+    with pytest.raises((TypeError, ValueError), match=message):
+        OptimizerConfig(**fields)

@@ -61,9 +61,13 @@ def test_tensorboard_gets_every_number_and_a_resume_drops_what_it_repeats(tmp_pa
     assert (tmp_path / "tau.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damaged", ['{"step": 2, "lo', "[]", "{}", "\ufffd", '{"step": "a"}', '{"step": 2, "loss": {}}']
+)
+def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    content = '{"step": 1, "loss": 1.0}\n' + damaged
+    path.write_bytes(content.encode().replace("\ufffd".encode(), b"\xff"))
     file = MetricsFile(path, first_step=4)
     file.write(3, {"loss": 0.5})
     assert file.read() == [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 0.5}]

@@ -208,6 +208,22 @@ def test_a_gradient_that_is_no_number_stops_before_it_is_saved(
     assert _saved(tmp_path)[-1] == 2
 
 
+def test_weights_that_are_no_numbers_are_named_and_not_saved(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    good = toy.toy_step(make_mesh())
+
+    def poisoned(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
+        at = int(state.step) + 1
+        state, metrics = good(state, rows)
+        bad = state.params["head"].at[2, 3].set(jnp.nan if at == 3 else 0.0)
+        return state.replace(params={**state.params, "head": bad}), metrics
+
+    with pytest.raises(TrainingDiverged, match="after step 3 there is NaN or infinity in head;"):
+        toy.run(tmp_path, step=poisoned)
+    assert _saved(tmp_path)[-1] == 2
+
+
 def test_a_step_that_moves_the_state_is_refused(toy: ModuleType, tmp_path: Path) -> None:
     good = toy.toy_step(make_mesh())
 

@@ -23,6 +23,7 @@ from flexdraft_jax.training.regenerate import (
     begin,
     merge_parts,
     regenerate,
+    sealed,
     write_part,
 )
 from flexdraft_jax.training.rewriting import Writer
@@ -269,12 +270,13 @@ def test_wrong_settings_are_refused(file, written, writer, tmp_path) -> None:
         regenerate(bad, tmp_path / "c.jsonl", writer)
 
 
-@pytest.mark.parametrize("damaged", [b'{"line":', b'{"line":2,"documents"', b"\xff"])
+@pytest.mark.parametrize("damaged", [b'{"line":', b'{"line":2,"documents"', b"\xff", None])
 def test_a_damaged_line_of_a_part_is_named(file, tmp_path, damaged) -> None:
-    records = [b'{"line":%d,"rejected":{"reason":"a: b","start":""}}' % n for n in range(1, 19)]
-    records[1] = damaged
+    rejected = {"reason": "a: b", "start": ""}
+    records = [sealed({"line": n, "rejected": rejected}) for n in range(1, 19)]
+    records[1] = records[1].replace(b"a: b", b"a: c") if damaged is None else damaged + b"\n"
     part = tmp_path / "b.jsonl.part-00000-of-00001"
-    part.write_bytes(b"\n".join(records) + b"\n")
+    part.write_bytes(b"".join(records))
     with pytest.raises(ValueError, match=f"{part.name}: its line 2 is damaged; restore"):
         merge_parts(file, tmp_path / "b.jsonl")
 
@@ -308,3 +310,15 @@ def test_from_a_file_to_rows(writer, tmp_path) -> None:
         == report.response_tokens
     )
     assert prepared.rows[0]["tokens"].shape == (64,)
+
+
+def test_a_damaged_report_is_named(file, written, writer) -> None:
+    output = written[0]
+    path = output.with_name(f"{output.name}.report.json")
+    whole = path.read_text()
+    for text in ("{", "[]", '{"line": 3}', '{"lines": "a"}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="b.jsonl.report.json: "):
+            regenerate(file, output, writer)
+    path.write_text(whole)
+    assert regenerate(file, output, writer) == written[1]
