@@ -269,4 +269,7 @@ class StepTimer:
         of = self._decoding
         limits = np.int32(self._num_steps), np.int32(1)
         costs = of.flex_costs(of.state)
-        return run.lower(of.program, of.variables, of.state, *limits, costs).compile().as_text()
+        lowered = run.lower(of.program, of.variables, of.state, *limits, costs)
+        text = lowered.compile().as_text()
+        assert text is not None  # Of what `jit` has compiled there always is one.
+        return text

@@ -191,15 +191,17 @@ def summarise(program: Program, events: Iterable[Event]) -> tuple[float, tuple[O
 
 def shared_time(events: Sequence[Event]) -> dict[str, float]:
     """Nanoseconds of each instruction. Those that run at once share that time among them."""
-    moments = [(event.start, 1, event.name) for event in events]
-    moments += [(event.end, -1, event.name) for event in events]
+    moments: list[tuple[float, int, str]] = []
+    for event in events:
+        if event.end > event.start:
+            moments += [(event.start, 1, event.name), (event.end, -1, event.name)]
     shares: dict[str, float] = defaultdict(float)
     running: Counter[str] = Counter()
     before = 0.0
     for moment, change, name in sorted(moments):
         number = running.total()
         for other, times in running.items():
-            shares[other] += times * (moment - before) / number if times else 0.0
+            shares[other] += times * (moment - before) / number
         running[name] += change
         if not running[name]:
             del running[name]
