@@ -2,10 +2,11 @@
 
     python infer/measure_steps.py
     python infer/measure_steps.py --target DIR --draft DIR --dtype bfloat16 --batch_sizes 1,8,64
+    python infer/measure_steps.py --trace DIR --batch_sizes 1,8
 
 Decoding finds the file by itself, under ~/.cache/flexdraft_jax or $FLEXDRAFT_JAX_PROFILES. Without
 one it works with rough estimates. Sizes that were measured before and are not measured again stay
-in the file.
+in the file. --trace shows where the time of a step goes, and writes nothing but that.
 """
 
 import pathlib
@@ -19,6 +20,7 @@ from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, integers, load_models
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS, random_models
 from flexdraft_jax.evaluation.step_costs import costs_table, measure_costs
+from flexdraft_jax.planning.step_trace import trace_tables
 
 _TARGET = flags.DEFINE_string(
     "target", None, "Hugging Face directory; the embedded default if left out."
@@ -48,6 +50,12 @@ _REPEATS = flags.DEFINE_integer("repeats", 9, "Of every measurement, interleaved
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Write this file instead of the one that decoding finds by itself."
 )
+_TRACE = flags.DEFINE_string(
+    "trace",
+    None,
+    "Measure no costs; write profiles of the schedules' steps into this folder, and show what the "
+    "parts of a step take, and how well they use the device.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,6 +81,20 @@ def main(argv: Sequence[str]) -> None:
             if models.draft is None:
                 raise ValueError("--target without --draft: drafting is what is to be measured")
             name, target, draft = models.name, models.target, models.draft
+        if _TRACE.value:
+            for table in trace_tables(
+                target,
+                draft,
+                _TRACE.value,
+                block_sizes=block_sizes or [draft.config.block_size],
+                batch_sizes=batch_sizes,
+                slot_counts=slot_counts,
+                num_steps=_NUM_STEPS.value,
+                repeats=_REPEATS.value,
+                progress=progress,
+            ):
+                console.print(table.to_rich())
+            return
         path = pathlib.Path(
             _OUTPUT.value or profile_path(target.config, draft.config, target.dtype)
         )

@@ -53,6 +53,7 @@ from flexdraft_jax.decoding.state import (
     select_rows,
 )
 from flexdraft_jax.models.cache import KeysValues, commit
+from flexdraft_jax.models.scopes import StepPart
 
 
 def next_variant(
@@ -133,6 +134,7 @@ def _undrafted_block(block: CandidateBlock, bonus: jax.Array) -> CandidateBlock:
     )
 
 
+@jax.named_scope(StepPart.DRAFTS)
 def _next_block(
     program: DecodeProgram,
     variables: Variables,
@@ -259,6 +261,7 @@ def _verify_and_draft(
     return _padded(program, both.clean.fresh), verdict, hidden
 
 
+@jax.named_scope(StepPart.ACCEPTANCE)
 def _judge(
     program: DecodeProgram, variables: Variables, hidden: jax.Array, state: DecodeState
 ) -> Verdict:
@@ -345,6 +348,7 @@ def _commit_and_emit(
     return emit(program, _log(_commit(state, fresh, verdict), verdict), verdict)
 
 
+@jax.named_scope(StepPart.CACHE_WRITE)
 def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict) -> DecodeState:
     """Puts the verified tokens into the cache and forgets the rejected ones by the length alone."""
     # Always true where `active` is, but it makes the write wait for the verdict, and so for every

@@ -12,6 +12,7 @@ import numpy as np
 
 from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
+from flexdraft_jax.decoding.loop import run
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import Sizes
 from flexdraft_jax.evaluation.tables import Table
@@ -268,3 +269,13 @@ class StepTimer:
         jax.block_until_ready(decoding.state)
         elapsed = time.perf_counter() - start_time
         return elapsed / int(jnp.max(decoding.state.num_steps))
+
+    def program_text(self) -> str:
+        """The optimised program, by whose instructions a profiler calls what it saw."""
+        of = self._decoding
+        limits = np.int32(self._num_steps), np.int32(1)
+        costs = of.flex_costs(of.state)
+        lowered = run.lower(of.program, of.variables, of.state, *limits, costs)
+        text = lowered.compile().as_text()
+        assert text is not None  # Of what `jit` has compiled there always is one.
+        return text

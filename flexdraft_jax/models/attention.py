@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from flexdraft_jax.models.cache import KeysValues
 from flexdraft_jax.models.layers import precision
 from flexdraft_jax.models.masks import Span
+from flexdraft_jax.models.scopes import StepPart
 from flexdraft_jax.models.span_kernel import MASKED, attend_to_spans
 
 # Of queries whose scores exist at once: attention to a long row takes the memory of so many.
@@ -146,7 +147,8 @@ def _masked_sum(q: jax.Array, kv: KeysValues, mask: jax.Array | np.ndarray) -> _
     )
     scores = scores.reshape(batch, kv_heads, repeats, num_queries, -1)
     mask = mask if mask.ndim == 2 else mask[:, None, None]  # [T, S], [B, 1, 1, T, S]
-    scores = jnp.where(mask, scores, MASKED)
+    with jax.named_scope(StepPart.MASKS):
+        scores = jnp.where(mask, scores, MASKED)
     # The maximum only keeps exp() in range; it cancels in the merge, and so does its gradient.
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)

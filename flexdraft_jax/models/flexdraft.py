@@ -19,6 +19,7 @@ from flexdraft_jax.models.attention import Backend, Part, attend
 from flexdraft_jax.models.cache import Cache, KeysValues
 from flexdraft_jax.models.draft import Draft, DraftModel
 from flexdraft_jax.models.layers import rope_tables
+from flexdraft_jax.models.scopes import StepPart
 from flexdraft_jax.models.target import DecoderLayer, Params, Target, TargetModel
 from flexdraft_jax.parallel.mesh import constrain_rows
 
@@ -101,11 +102,13 @@ class FlexDraft(nn.Module):
         for index, layer in enumerate(self.target.layers):
             prefix = self._prefix(cache, index, length, positions)
             mask = masks.block_mask(tokens.shape[1], layer.window)
-            x, layer_fresh = layer(x, rope.of(layer.window), mask, [prefix])
+            with jax.named_scope(self._step_part(index)):
+                x, layer_fresh = layer(x, rope.of(layer.window), mask, [prefix])
             x = self._lay(x)
             fresh.append(layer_fresh)
-        return CleanPass(self._lay(self.target.final_norm(x)), tuple(fresh))
+        return CleanPass(self._final_norm(x), tuple(fresh))
 
+    @jax.named_scope(StepPart.MASK_TOKENS)
     def draft_pass(self, length: jax.Array, block_size: int, cache: Cache) -> jax.Array:
         """One mask group right behind the cache, through the draft layers only.
 
@@ -126,7 +129,7 @@ class FlexDraft(nn.Module):
             group_mask = masks.own_group_mask(block_size, layer.window)
             values = attend(queries, [prefix, Part(group, group_mask)], self.backend)
             m = self._lay(layer.after_attention(m, own.output(values)))
-        return self._lay(self.target.final_norm(m))
+        return self._final_norm(m)
 
     def parallel_pass(
         self,
@@ -160,7 +163,8 @@ class FlexDraft(nn.Module):
         for index, layer in enumerate(self.target.layers[: self.split]):
             prefix = self._prefix(cache, index, length, positions)
             mask = masks.block_mask(num_candidates, layer.window)
-            x, layer_fresh = layer(x, rope.of(layer.window), mask, [prefix])
+            with jax.named_scope(StepPart.SHALLOW_LAYERS):
+                x, layer_fresh = layer(x, rope.of(layer.window), mask, [prefix])
             x = self._lay(x)
             fresh.append(layer_fresh)
 
@@ -169,33 +173,32 @@ class FlexDraft(nn.Module):
         both = jnp.concatenate([x, self._mask_tokens(batch, num_groups * block_size)], axis=1)
         for own, (index, layer) in zip(self.draft.layers, self._draft_layers(), strict=True):
             window = layer.window
-            normed = layer.input_norm(both)  # [B, C + G * n, E]
-            queries, layer_fresh = layer.attention.qkv(normed[:, :num_candidates], rope.of(window))
-            group_queries, groups = own.qkv(normed[:, num_candidates:], group_rope.of(window))
-            values = attend(
-                queries,
-                [
+            with jax.named_scope(StepPart.DRAFT_LAYERS):
+                normed = layer.input_norm(both)  # [B, C + G * n, E]
+                queries, layer_fresh = layer.attention.qkv(
+                    normed[:, :num_candidates], rope.of(window)
+                )
+                parts = [
                     self._prefix(cache, index, length, positions),
                     Part(layer_fresh, masks.block_mask(num_candidates, window)),
-                ],
-                self.backend,
-            )
-            group_values = attend(
-                group_queries,
-                [
+                ]
+                attended = layer.attention.output(attend(queries, parts, self.backend))
+            with jax.named_scope(StepPart.MASK_TOKENS):
+                queries, groups = own.qkv(normed[:, num_candidates:], group_rope.of(window))
+                parts = [
                     self._prefix(cache, index, length, group_positions),
                     Part(
                         layer_fresh,
                         masks.group_block_mask(num_groups, block_size, num_candidates, window),
                     ),
                     Part(groups, masks.own_group_mask(block_size, window), num_groups),
-                ],
-                self.backend,
-            )
-            attended = [layer.attention.output(values), own.output(group_values)]
-            both = self._lay(layer.after_attention(both, jnp.concatenate(attended, axis=1)))
+                ]
+                group_attended = own.output(attend(queries, parts, self.backend))
+            with jax.named_scope(StepPart.DRAFT_LAYERS):
+                attended = jnp.concatenate([attended, group_attended], axis=1)
+                both = self._lay(layer.after_attention(both, attended))
             fresh.append(layer_fresh)
-        both = self._lay(self.target.final_norm(both))
+        both = self._final_norm(both)
         groups_hidden = both[:, num_candidates:].reshape(batch, num_groups, block_size, -1)
         return ParallelPass(CleanPass(both[:, :num_candidates], tuple(fresh)), groups_hidden)
 
@@ -217,7 +220,7 @@ class FlexDraft(nn.Module):
             x, layer_fresh = layer(x, rope.of(layer.window), span)
             x = self._lay(x)
             fresh.append(layer_fresh)
-        constants = PackedPass(self._lay(self.target.final_norm(x)), tuple(fresh[self.split :]))
+        constants = PackedPass(self._final_norm(x), tuple(fresh[self.split :]))
         return jax.lax.stop_gradient(constants)
 
     def packed_draft_pass(
@@ -265,12 +268,13 @@ class FlexDraft(nn.Module):
         m = self._mask_tokens(batch, num_anchors * block_size)  # [B, A * n, E]
         for d in range(len(clean.fresh)):
             m = layer_pass(self, d, m)
-        m = self._lay(self.target.final_norm(m))
+        m = self._final_norm(m)
         return m.reshape(batch, num_anchors, block_size, -1)
 
     def target_logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states of clean tokens [..., E] -> [..., V] float32."""
-        return self.target.logits(hidden)
+        with jax.named_scope(StepPart.LM_HEAD):
+            return self.target.logits(hidden)
 
     def draft_logits(self, hidden: jax.Array, bonus: jax.Array) -> jax.Array:
         """Calibrated logits of mask slots: the LM head plus the bonus-conditioned correction.
@@ -284,7 +288,14 @@ class FlexDraft(nn.Module):
         """
         hidden = self._lay(hidden)
         bonus_embedding = jnp.broadcast_to(self._lay(self.target.embed(bonus)), hidden.shape)
-        return self.target.logits(hidden) + self.draft.calibration(bonus_embedding, hidden)
+        logits = self.target_logits(hidden)
+        with jax.named_scope(StepPart.CALIBRATION):
+            return logits + self.draft.calibration(bonus_embedding, hidden)
+
+    def _step_part(self, index: int) -> StepPart:
+        """Of a layer with clean tokens; without a draft, all are shallow."""
+        deep = self.draft_config is not None and index >= self.split
+        return StepPart.DRAFT_LAYERS if deep else StepPart.SHALLOW_LAYERS
 
     def _draft_layers(self) -> list[tuple[int, DecoderLayer]]:
         """(index, layer) of the target's last D layers."""
@@ -297,6 +308,11 @@ class FlexDraft(nn.Module):
     def _mask_tokens(self, batch: int, num_tokens: int) -> jax.Array:
         shape = (batch, num_tokens, self.config.hidden_size)
         return self._lay(jnp.broadcast_to(self.draft.mask_embedding, shape))
+
+    def _final_norm(self, x: jax.Array) -> jax.Array:
+        """[B, ..., E] -> [B, ..., E]; what the head reads."""
+        with jax.named_scope(StepPart.LM_HEAD):
+            return self._lay(self.target.final_norm(x))
 
     def _lay(self, x: jax.Array) -> jax.Array:
         """Hidden states [B, ..., E] where their rows are."""

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flexdraft_jax.models.scopes import StepPart
+
 _Array = TypeVar("_Array", jax.Array, np.ndarray)
 
 
@@ -31,6 +33,7 @@ class Span(NamedTuple):
     first: jax.Array
     end: jax.Array
 
+    @jax.named_scope(StepPart.MASKS)
     def mask(self, num_keys: int) -> jax.Array:
         """The same as a mask [B, T, num_keys]."""
         keys = jnp.arange(num_keys)

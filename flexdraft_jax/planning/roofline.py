@@ -9,7 +9,7 @@ Counted are matrices, the key/value cache in its whole length, and messages; wha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
+from flexdraft_jax.models.scopes import StepPart
 from flexdraft_jax.parallel.devices import Device, find_device
 
 # What a message takes from chip to chip, however small (jax-ml.github.io/scaling-book, "TPUs").
@@ -150,6 +151,26 @@ class DecodeWork:
             return verify + masks + self._draft_head(batch_size)
         return verify
 
+    def by_part(self, variant: Variant, batch_size: int) -> Mapping[StepPart, Work]:
+        """The same step, by its parts: of those that are matrices or read the cache."""
+        t, tokens, drafting = self.target, variant.num_drafts + 1, self.draft.num_draft_layers
+        work = {
+            StepPart.SHALLOW_LAYERS: self._layers(tokens, t.num_layers - drafting, batch_size),
+            StepPart.DRAFT_LAYERS: self._layers(tokens, drafting, batch_size),
+            StepPart.LM_HEAD: self._head(tokens, batch_size),
+        }
+        if variant.schedule == "sequential":
+            work[StepPart.MASK_TOKENS] = self._layers(self.block_size, drafting, batch_size)
+        elif variant.schedule == "parallel":
+            riding = self._riding(tokens, batch_size)
+            own, mlp, attention = riding.parts
+            work[StepPart.MASK_TOKENS] = Work((own, attention), riding.messages)
+            work[StepPart.DRAFT_LAYERS] += Work((mlp,), ())
+        if variant.drafts:
+            work[StepPart.LM_HEAD] += self._head(self.block_size - 1, batch_size)
+            work[StepPart.CALIBRATION] = self._calibration(batch_size)
+        return work
+
     def prefill(self, num_tokens: int, batch_size: int) -> Work:
         """Reading P tokens of each prompt, and the first draft."""
         read = self._layers(num_tokens, self.target.num_layers, batch_size)
@@ -217,12 +238,13 @@ class DecodeWork:
         return Work((part,), self._gathered(weights, 1))
 
     def _draft_head(self, batch_size: int) -> Work:
+        return self._head(self.block_size - 1, batch_size) + self._calibration(batch_size)
+
+    def _calibration(self, batch_size: int) -> Work:
         t = self.target
-        slots = self.block_size - 1
         weights = self.draft.calibration_rank * (2 * t.hidden_size + t.vocab_size)
-        calibration = self._matrix(weights, self._rows(batch_size) * slots)
-        own = Work((calibration,), self._gathered(weights, 1))
-        return self._head(slots, batch_size) + own
+        part = self._matrix(weights, self._rows(batch_size) * (self.block_size - 1))
+        return Work((part,), self._gathered(weights, 1))
 
     def _matrix(self, weights: float, tokens: int) -> Part:
         """Of as many entries, whole, read once and multiplied with the tokens of a chip."""

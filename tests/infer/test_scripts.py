@@ -21,6 +21,8 @@ from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, Benchmark
 from flexdraft_jax.evaluation.decode_file import stats_path
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
 from flexdraft_jax.evaluation.timing import Spread
+from flexdraft_jax.parallel.devices import Device
+from flexdraft_jax.planning import step_trace
 
 ROOT = Path(__file__).parents[2]
 BUDGET = "--max_new_tokens=24"
@@ -135,6 +137,29 @@ def test_measured_steps_are_found_by_decoding(
     found = find_profile(target.config, draft.config, target.dtype, None, 4)
     assert found == load_profile(path)
     assert [(c.block_size, c.batch_size, c.num_slots) for c in found.costs] == [(4, 1, 32)]
+
+
+def test_a_trace_shows_where_the_time_of_a_step_goes(
+    run_script, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(step_trace, "measure_peaks", lambda dtype: Device(1e12, 1e11))
+    options = ["--batch_sizes=2", "--num_slots=32", "--num_steps=4", "--repeats=1"]
+    run_script("measure_steps", f"--trace={tmp_path}", *options)
+    assert "Longest operations: sequential, n = 4, batch 2" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 3
+    tables = (tmp_path / "tables.md").read_text().split("**Parts of a step: ")[1:]
+    for table, schedule in zip(tables, ("ar", "parallel", "sequential"), strict=True):
+        assert table.startswith(f"{schedule}, ")
+        lines = [line.strip("| ").split(" | ") for line in table.split("**\n")[1].splitlines()]
+        ms = {line[0]: float(line[1]) for line in lines[3:] if len(line) == 7}
+        step = ms.pop("step")
+        assert sum(ms.values()) == pytest.approx(step, abs=0.001 * len(ms))
+        # Or the scopes are lost. At this size, much of a step is between operations.
+        assert ms["other operations"] < 0.3 * step
+        drafting = schedule != "ar"
+        names = {"shallow layers", "draft layers", "lm head", "acceptance", "cache write"}
+        names |= {"mask tokens", "calibration", "drafts"} if drafting else set()
+        assert all(ms.get(name, 0) > 0 for name in names), ms
 
 
 @pytest.mark.parametrize("script", ["measure_steps", "benchmark"])

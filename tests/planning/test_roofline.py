@@ -6,6 +6,7 @@ import pytest
 
 from flexdraft_jax.config import DraftConfig, Experts, TargetConfig
 from flexdraft_jax.decoding.costs import Variant
+from flexdraft_jax.models.scopes import StepPart
 from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.planning.roofline import (
     DecodeWork,
@@ -79,6 +80,17 @@ def test_the_two_schedules() -> None:
         assert min(times, key=times.__getitem__) == (
             "parallel" if faster is parallel else "sequential"
         )
+
+
+@pytest.mark.parametrize("schedule", ["ar", "parallel", "sequential"])
+def test_the_parts_of_a_step_are_all_of_it(schedule: str) -> None:
+    counts = work(Spread(fsdp=2, tensor=2))
+    step, parts = counts.step(Variant(schedule, 3), 4), counts.by_part(Variant(schedule, 3), 4)
+    assert sum(part.flops for part in parts.values()) == step.flops
+    assert sum(part.traffic for part in parts.values()) == step.traffic
+    sent = [sum(m.sent * m.times for m in w.messages) for w in (*parts.values(), step)]
+    assert sum(sent[:-1]) == sent[-1]
+    assert (StepPart.MASK_TOKENS in parts) == (schedule != "ar")
 
 
 def test_of_experts_those_of_a_steps_tokens_are_read() -> None:
