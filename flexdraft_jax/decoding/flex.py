@@ -4,9 +4,10 @@ Decoding is taken for a process that goes on for ever, and the step is chosen th
 tokens per millisecond in the long run. Whatever is chosen, greedy and coupled tokens are the same.
 
 A draft is accepted with the probability that its confidence and those before it promise together,
-raised to a power: the batch's risk, how many rejections there have been for each that confidence
-foretold. That is a trait of the draft and the text, where a row by itself shows luck besides. The
-risk knows past verdicts alone, never a draft of the block that is to be verified: rejection would
+raised to a power: the batch's hazard ratio, how many rejections there have been for each that
+confidence foretold. (To first order: where chances of rejection are large it is milder than the
+truth.) That is a trait of the draft and the text, where a row by itself shows luck besides. The
+ratio knows past verdicts alone, never a draft of the block that is to be verified: rejection would
 be biased otherwise.
 """
 
@@ -23,10 +24,10 @@ from flexdraft_jax.parallel.axes import array_field
 # What is left of a sum after each step: some thirty blocks are remembered, as a poor passage says
 # little of the rest of an answer, and fifty verdicts.
 _BLOCK_DECAY, _VERDICT_DECAY = 0.97, 0.98
-# A batch without a past is judged as if so many rejections had been foretold, and as many of them
-# had come: a little fewer, as the token that is most likely to the target is more often the
-# draft's, too, than a draft that was trained for the whole distribution is sure of it.
-_FORETOLD, _RISK = 8.0, 0.85
+# A batch without a past is judged as if 8 rejections had been foretold, and 85 % of them had come.
+# Fewer than all: drafts are trained to be as sure as the target is of a token that it draws, and
+# agree more often on the one that it finds most likely.
+_PRIOR_FORETOLD, _PRIOR_RATIO = 8.0, 0.85
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
 _HOPE = 0.9
@@ -63,7 +64,7 @@ class DraftHistory:
         rejected: [B] float32, decaying sum of rejections, at most one of a block.
         foretold: [B] float32, how many their confidences had foretold.
         survival: [B, n - 1] float32, decaying sum of the survival curves of drafted blocks, each
-            raised to the risk of its time.
+            raised to the hazard ratio of its time.
         blocks: [B] float32, the same sum of ones.
         idle: [B] int32, steps since a block was drafted.
     """
@@ -98,14 +99,14 @@ def note_verdict(
         num_accepted: [B] a.
     """
     before = jnp.pad(survival, ((0, 0), (1, 0)), constant_values=1.0)[:, :-1]
-    chance = 1.0 - survival / jnp.maximum(before, jnp.finfo(jnp.float32).tiny)
+    hazard = 1.0 - survival / jnp.maximum(before, jnp.finfo(jnp.float32).tiny)
     # Nobody knows what became of drafts behind a rejected one.
     tested = jnp.minimum(num_accepted + 1, verify_length)
     judged = jnp.arange(survival.shape[1]) < tested[:, None]
     return dataclasses.replace(
         history,
         rejected=_VERDICT_DECAY * history.rejected + (num_accepted < verify_length),
-        foretold=_VERDICT_DECAY * history.foretold + jnp.sum(jnp.where(judged, chance, 0.0), 1),
+        foretold=_VERDICT_DECAY * history.foretold + jnp.sum(hazard, axis=1, where=judged),
         idle=history.idle + 1,
     )
 
@@ -115,7 +116,7 @@ def note_block(history: DraftHistory, survival: jax.Array) -> DraftHistory:
     kept = _BLOCK_DECAY**history.idle
     return dataclasses.replace(
         history,
-        survival=kept[:, None] * history.survival + survival ** _risk(history),
+        survival=kept[:, None] * history.survival + survival ** _hazard_ratio(history),
         blocks=kept * history.blocks + 1.0,
         idle=jnp.zeros_like(history.idle),
     )
@@ -160,7 +161,7 @@ def choose_variant(
     rows = jnp.sum(weight)
     gain, usual_gain = (
         jnp.maximum(pace * (rows + _accepted(x, weight)[num_drafts]) - rows, 0.0)
-        for x in (survival ** _risk(history), usual)
+        for x in (survival ** _hazard_ratio(history), usual)
     )  # [variants]
 
     plain_rate = rows / costs[0]
@@ -174,10 +175,10 @@ def choose_variant(
     return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
 
 
-def _risk(history: DraftHistory) -> jax.Array:
+def _hazard_ratio(history: DraftHistory) -> jax.Array:
     """Rejections for each that was foretold, of the whole batch; scalar."""
     rejected, foretold = jnp.sum(history.rejected), jnp.sum(history.foretold)
-    return (_RISK * _FORETOLD + rejected) / (_FORETOLD + foretold)
+    return (_PRIOR_RATIO * _PRIOR_FORETOLD + rejected) / (_PRIOR_FORETOLD + foretold)
 
 
 def _wait_for_last(usual: jax.Array, remaining: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -151,7 +151,7 @@ def test_confidence_counts_for_what_became_of_it():
         history = {"rejected": rejected, "foretold": np.full(rows, 1e6)}
         return VARIANTS[chosen(costs, [usual] * rows, [now] * rows, **history)].num_drafts
 
-    lengths = [verified([1e6 * risk]) for risk in np.geomspace(0.1, 10, 20)]
+    lengths = [verified([1e6 * ratio]) for ratio in np.geomspace(0.1, 10, 20)]
     assert lengths == sorted(lengths, reverse=True) and set(lengths) == {0, 3, 4}
     # One row's bad luck is not the draft's fault.
     assert verified([5e5] + [0.0] * 4, rows=5) == verified([1e5] * 5, rows=5) == 4
@@ -205,7 +205,7 @@ def test_a_batch_that_is_not_refilled_waits_for_its_unlucky_rows():
 
 def test_what_a_history_remembers():
     survival = jnp.array([[0.5, 0.25, 0.125]])
-    hope, block = flex._HOPE ** np.arange(1, 4), survival[0] ** flex._RISK
+    hope, block = flex._HOPE ** np.arange(1, 4), survival[0] ** flex._PRIOR_RATIO
     history = note_block(empty_history(1, 4), survival)
     np.testing.assert_allclose(history.survival[0], hope + block, rtol=1e-6)
     # Two were verified, and the second was rejected: each had had a chance of a half.
