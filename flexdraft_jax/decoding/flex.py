@@ -32,9 +32,9 @@ _PRIOR_FORETOLD, _PRIOR_RATIO = 8.0, 0.85
 # poor block at the start of an answer says little.
 _HOPE = 0.9
 # Steps without a draft before one is made to see whether drafting has come to pay: three quarters
-# of all steps of a row, but not fewer and not more than this; and only where as many tokens can
-# follow.
-_PATIENCE = 12, 255
+# of all steps of a row; but not fewer and not more than this, nor more than make that draft three
+# percent of their time; and only where as many tokens can follow.
+_PATIENCE, _LOOKING = (12, 255), 0.03
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
 # Standard deviations by which the last of B equal rows is late, in units of sqrt(2 log B).
@@ -170,7 +170,9 @@ def choose_variant(
     worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
     drafts = jnp.arange(len(variants)) > 0
     score = gain - rate * costs + worth * drafts
-    due = (history.idle >= jnp.clip(num_steps * 3 // 4, *_PATIENCE)) & (remaining > history.idle)
+    longest = jnp.clip((jnp.min(costs[1:]) / costs[0] - 1.0) / _LOOKING, *_PATIENCE)
+    patience = jnp.clip(num_steps * 3 // 4, _PATIENCE[0], longest)
+    due = (history.idle >= patience) & (remaining > history.idle)
     most_due = 2 * jnp.sum(active & due) > jnp.sum(active)
     return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
 
