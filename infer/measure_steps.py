@@ -56,6 +56,7 @@ _TRACE = flags.DEFINE_string(
     "Measure no costs; write profiles of the schedules' steps into this folder, and show what the "
     "parts of a step take, and how well they use the device.",
 )
+flags.mark_flags_as_mutual_exclusive(["trace", "output"])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -172,7 +172,7 @@ class Decoding:
         for _ in range(_SIZES_AHEAD):
             yield size
             state = resized_shapes(self.state, size)
-            run.lower(*self._running(state, 1, 1)).compile()
+            self.lowered(state).compile()
             for count in row_counts:
                 nothing: list[list[int]] = [[]] * count
                 reading = self._reading(state, [0] * count, nothing, [False] * count)
@@ -180,6 +180,10 @@ class Decoding:
             if size >= num_slots:
                 return
             size = self._next_size(size)
+
+    def lowered(self, state: DecodeState) -> jax.stages.Lowered:
+        """The loop for arrays, or shapes, like these, for any limits of `run`."""
+        return run.lower(*self._running(state, 1, 1))
 
     def _next_size(self, num_slots: int) -> int:
         larger = slot_bucket(num_slots + 1, self.sizes.max_slots)

@@ -87,7 +87,9 @@ def plan_memory(
         # A weight is gathered when it is used.
         workspace += max(leaf.nbytes for leaf in leaves) // mesh.shape["tensor"]
     on_cpu = any(device.platform == "cpu" for device in _devices(target))
-    if item < 4 and on_cpu and _copies_to_multiply(target.dtype, min(rows, 2)):
+    # Reading multiplies many tokens at once, whatever the batch; a plain step one of each row.
+    counts = {2, min(rows, 2)}
+    if item < 4 and on_cpu and any(_copies_to_multiply(target.dtype, k) for k in counts):
         workspace += 4 // item * (weights + cache)
     return MemoryPlan(weights, cache, workspace)
 
@@ -146,38 +148,23 @@ def memory_limit(target: Target) -> int | None:
 # Control groups of Linux: where they lie, and to which this process belongs.
 _GROUPS = "/sys/fs/cgroup"
 _OWN_GROUPS = "/proc/self/cgroup"
+# By controller: groups of version 2, which name none, and of version 1.
+_LIMIT_FILES = {"": "memory.max", "memory": "memory.limit_in_bytes"}
 
 
 def _container_limits() -> Iterator[int]:
     """What the control group of this process may take, and each one that it is part of."""
-    own = {_LIMIT_FILES[0]: "/", _LIMIT_FILES[1]: "/"}
+    own = dict.fromkeys(_LIMIT_FILES, "/")
     with contextlib.suppress(OSError):
         for line in pathlib.Path(_OWN_GROUPS).read_text().splitlines():
             _, controllers, group = line.split(":", 2)
-            if not controllers:
-                own[_LIMIT_FILES[0]] = group
-            elif "memory" in controllers.split(","):
-                own[_LIMIT_FILES[1]] = group
-    for (top, name), group in own.items():
-        folder = pathlib.Path(_GROUPS, top)
+            own |= {c: group for c in controllers.split(",") if c in _LIMIT_FILES}
+    for controller, group in own.items():
+        folder = pathlib.Path(_GROUPS, controller)
         for part in ("", *group.strip("/").split("/")):
             folder /= part
             with contextlib.suppress(OSError, ValueError):  # It is not there, or says "max".
-                yield int((folder / name).read_text())
-
-
-# Of groups of version 2, and of version 1.
-_LIMIT_FILES = (("", "memory.max"), ("memory", "memory.limit_in_bytes"))
-
-
-@functools.cache
-def _copies_to_multiply(dtype: jnp.dtype, num_rows: int) -> bool:
-    """Whether XLA on the CPU copies 16-bit matrices in float32: JAX 0.10 always, 0.11 at times."""
-    size = 128
-    rows, matrix = (jax.ShapeDtypeStruct((length, size), dtype) for length in (num_rows, size))
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        memory = jax.jit(jnp.matmul).lower(rows, matrix).compile().memory_analysis()
-    return memory is None or memory.temp_size_in_bytes >= 4 * size**2
+                yield int((folder / _LIMIT_FILES[controller]).read_text())
 
 
 def _devices(target: Target) -> set[jax.Device]:
@@ -222,6 +209,16 @@ def _pass_bytes(
     layer = wide * tokens * (4 * c.hidden_size + 3 * share.intermediate_size + heads)
     fresh = 2 * c.num_layers * share.num_kv_heads * num_tokens * c.head_dim * item
     return scores + layer + fresh
+
+
+@functools.cache
+def _copies_to_multiply(dtype: jnp.dtype, num_tokens: int) -> bool:
+    """Whether XLA on the CPU copies 16-bit matrices in float32: JAX 0.10 always, 0.11 at times."""
+    size = 128
+    tokens, matrix = (jax.ShapeDtypeStruct((length, size), dtype) for length in (num_tokens, size))
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        memory = jax.jit(jnp.matmul).lower(tokens, matrix).compile().memory_analysis()
+    return memory is None or memory.temp_size_in_bytes >= 4 * size**2
 
 
 def _size(num_bytes: int) -> str:

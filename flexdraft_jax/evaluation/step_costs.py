@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
-from flexdraft_jax.decoding.loop import run
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import Sizes
 from flexdraft_jax.evaluation.tables import Table
@@ -258,7 +256,8 @@ class StepTimer:
         self._num_steps = num_steps or _FEWEST_STEPS
         self()
         if num_steps is None:
-            self._num_steps = int(np.clip(_CALL_SECONDS / self(), _FEWEST_STEPS, _MOST_STEPS))
+            wanted = int(_CALL_SECONDS / self())
+            self._num_steps = min(max(wanted, _FEWEST_STEPS), _MOST_STEPS)
 
     def __call__(self) -> float:
         # The loop takes its state away (it is donated), and copying is no part of a step.
@@ -272,10 +271,6 @@ class StepTimer:
 
     def program_text(self) -> str:
         """The optimised program, by whose instructions a profiler calls what it saw."""
-        of = self._decoding
-        limits = np.int32(self._num_steps), np.int32(1)
-        costs = of.flex_costs(of.state)
-        lowered = run.lower(of.program, of.variables, of.state, *limits, costs)
-        text = lowered.compile().as_text()
+        text = self._decoding.lowered(self._decoding.state).compile().as_text()
         assert text is not None  # Of what `jit` has compiled there always is one.
         return text

@@ -1,9 +1,19 @@
-"""Times that can be compared: interleaved repeats, medians with their spread, ratios in pairs."""
+"""Times that can be compared: interleaved repeats, medians with their spread, ratios in pairs.
+
+And what a device does at best, to hold them against.
+"""
 
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flexdraft_jax.models.layers import precision
+from flexdraft_jax.parallel.devices import Device
 
 # Told about each part of a measurement before it starts.
 Progress = Callable[[str], None]
@@ -60,6 +70,34 @@ def seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
+
+
+def measure_peaks(dtype: DTypeLike) -> Device:
+    """What this device does at best: products of square matrices, and passes over a large array.
+
+    Args:
+        dtype: of both.
+    """
+    sizes = (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
+
+    def multiply(x: jax.Array) -> jax.Array:
+        return jnp.matmul(x, x, precision=precision(x.dtype))
+
+    flops = [2 * n**3 / _shortest(multiply, jnp.full((n, n), 1 / n, dtype)) for n in sizes]
+    # 256 MiB, more than caches hold. In place, or a new array's pages would be part of the time.
+    large = jnp.zeros((2**28 // jnp.dtype(dtype).itemsize,), dtype)
+    return Device(max(flops), 2 * large.nbytes / _shortest(lambda x: x + 1, large))
+
+
+def _shortest(action: Callable[[jax.Array], jax.Array], array: jax.Array) -> float:
+    """Seconds of the action on what it returned before."""
+    compiled = jax.jit(action, donate_argnums=0)
+
+    def again() -> None:
+        nonlocal array
+        array = jax.block_until_ready(compiled(array))
+
+    return min(seconds(again) for _ in range(8))  # The first one compiles.
 
 
 def silent(line: str) -> None:

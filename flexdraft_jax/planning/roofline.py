@@ -141,15 +141,7 @@ class DecodeWork:
 
     def step(self, variant: Variant, batch_size: int) -> Work:
         """One step of a batch of B rows, which must divide among the chips that rows lie on."""
-        tokens = variant.num_drafts + 1
-        verify = self._layers(tokens, self.target.num_layers, batch_size)
-        verify += self._head(tokens, batch_size)
-        if variant.schedule == "parallel":
-            return verify + self._riding(tokens, batch_size) + self._draft_head(batch_size)
-        if variant.schedule == "sequential":
-            masks = self._layers(self.block_size, self.draft.num_draft_layers, batch_size)
-            return verify + masks + self._draft_head(batch_size)
-        return verify
+        return sum(self.by_part(variant, batch_size).values(), Work((), ()))
 
     def by_part(self, variant: Variant, batch_size: int) -> Mapping[StepPart, Work]:
         """The same step, by its parts: of those that are matrices or read the cache."""
@@ -162,10 +154,8 @@ class DecodeWork:
         if variant.schedule == "sequential":
             work[StepPart.MASK_TOKENS] = self._layers(self.block_size, drafting, batch_size)
         elif variant.schedule == "parallel":
-            riding = self._riding(tokens, batch_size)
-            own, mlp, attention = riding.parts
-            work[StepPart.MASK_TOKENS] = Work((own, attention), riding.messages)
-            work[StepPart.DRAFT_LAYERS] += Work((mlp,), ())
+            work[StepPart.MASK_TOKENS], mlp = self._riding(tokens, batch_size)
+            work[StepPart.DRAFT_LAYERS] += mlp
         if variant.drafts:
             work[StepPart.LM_HEAD] += self._head(self.block_size - 1, batch_size)
             work[StepPart.CALIBRATION] = self._calibration(batch_size)
@@ -175,7 +165,8 @@ class DecodeWork:
         """Reading P tokens of each prompt, and the first draft."""
         read = self._layers(num_tokens, self.target.num_layers, batch_size)
         masks = self._layers(self.block_size, self.draft.num_draft_layers, batch_size)
-        return read + self._head(1, batch_size) + masks + self._draft_head(batch_size)
+        heads = self._head(1, batch_size) + self._head(self.block_size - 1, batch_size)
+        return read + masks + heads + self._calibration(batch_size)
 
     def costs(self, batch_size: int, chip: Device) -> StepCosts:
         """What flex chooses by."""
@@ -216,29 +207,26 @@ class DecodeWork:
         parts = (dataclasses.replace(part, times=count) for part in (matrices, attention))
         return Work(tuple(parts), weights + sums)
 
-    def _riding(self, groups: int, batch_size: int) -> Work:
-        """Mask groups beside the candidates: norms and MLPs are read for both at once."""
+    def _riding(self, groups: int, batch_size: int) -> tuple[Work, Work]:
+        """Mask groups beside the candidates: on their own, and in the MLPs that both share."""
         t, rows, count = self.target, self._rows(batch_size), self.draft.num_draft_layers
         masks = groups * self.block_size
         own = self._matrix(t.attention_weights, rows * masks)
         # Of experts, those that the candidates alone would not have read are read as well.
         both, candidates = (self._layer(x, batch_size) for x in (groups + masks, groups))
         flops = both.flops - candidates.flops - own.flops
-        mlp = Part(flops, both.traffic - candidates.traffic)
+        mlp = Part(flops, both.traffic - candidates.traffic, count)
         attention = self._attention(rows, masks, self.num_slots + groups + self.block_size)
-        parts = (own, mlp, attention)
+        parts = (dataclasses.replace(part, times=count) for part in (own, attention))
         weights = self._gathered(t.attention_weights, count)
         # Behind the MLP they are summed up together with the candidates: more bytes, no more sums.
         sums = self._sums(2 * rows * masks, count)
-        return Work(tuple(dataclasses.replace(p, times=count) for p in parts), weights + sums)
+        return Work(tuple(parts), weights + sums), Work((mlp,), ())
 
     def _head(self, tokens: int, batch_size: int) -> Work:
         weights = self.target.vocab_size * self.target.hidden_size
         part = self._matrix(weights, self._rows(batch_size) * tokens)
         return Work((part,), self._gathered(weights, 1))
-
-    def _draft_head(self, batch_size: int) -> Work:
-        return self._head(self.block_size - 1, batch_size) + self._calibration(batch_size)
 
     def _calibration(self, batch_size: int) -> Work:
         t = self.target

@@ -10,28 +10,25 @@ import itertools
 import os
 import re
 import statistics
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 
+from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.evaluation.step_costs import StepTimer, StepVariant
 from flexdraft_jax.evaluation.tables import Table, percent
-from flexdraft_jax.evaluation.timing import Progress, silent
+from flexdraft_jax.evaluation.timing import Progress, measure_peaks, silent
 from flexdraft_jax.models.draft import Draft
-from flexdraft_jax.models.layers import precision
 from flexdraft_jax.models.scopes import StepPart
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.planning.hlo import Instruction, Program, read_program
 from flexdraft_jax.planning.roofline import DecodeWork, Spread, Work
 
-SCHEDULES = ("ar", "parallel", "sequential")
+_SCHEDULES = tuple(s for s in SCHEDULES if s != "flex")  # Flex takes their steps.
 _CONTAINERS = ("while", "conditional", "call")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _LAYER = re.compile(r"layers_\d+")
@@ -111,7 +108,7 @@ def trace_step(
     *,
     batch_size: int,
     num_slots: int,
-    num_steps: int,
+    num_steps: int | None,
     repeats: int,
 ) -> StepTrace:
     """Profiles one step.
@@ -123,12 +120,11 @@ def trace_step(
         directory: for the profile, which TensorBoard and XProf show.
         batch_size: B.
         num_slots: S of the cache.
-        num_steps: in the profile.
+        num_steps: in the profile; None as for `StepTimer`.
         repeats: of the measurement without a profiler; their median counts.
 
     Raises:
-        ValueError: a cache without room.
-        RuntimeError: as for `read_events`.
+        ValueError: a cache without room, or as for `read_events`.
     """
     timer = StepTimer(target, draft, step, batch_size, num_slots, num_steps)
     untraced = statistics.median(timer() for _ in range(repeats))
@@ -148,10 +144,12 @@ def read_events(directory: str | os.PathLike[str], module: str) -> list[Event]:
     """Operations of a program in the newest profile under a directory, on one device.
 
     Raises:
-        RuntimeError: there are none.
+        ValueError: there is no profile, or none of the operations are in it.
     """
     files = Path(directory).rglob("*.xplane.pb")
-    newest = max(files, key=lambda path: path.stat().st_mtime)
+    newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise ValueError(f"{os.fspath(directory)}: the profiler has written no *.xplane.pb here")
     planes = list(jax.profiler.ProfileData.from_file(str(newest)).planes)
     # A CPU's operations are among what the host does; an accelerator's have planes of their own.
     for plane in sorted(planes, key=lambda plane: not plane.name.startswith("/device:")):
@@ -164,7 +162,7 @@ def read_events(directory: str | os.PathLike[str], module: str) -> list[Event]:
                     found.append(Event(str(stats["hlo_op"]), event.start_ns, end))
         if found:
             return found
-    raise RuntimeError(f"{newest}: the profiler names no operation of {module} on this device")
+    raise ValueError(f"{newest}: the profiler names no operation of {module} on this device")
 
 
 def summarise(program: Program, events: Iterable[Event]) -> tuple[float, tuple[Operation, ...]]:
@@ -172,7 +170,7 @@ def summarise(program: Program, events: Iterable[Event]) -> tuple[float, tuple[O
 
     Args:
         program: that decodes in a loop.
-        events: of a call of it; those outside of the loop are left out.
+        events: of a call of it; those of the entry computation, around the loop, are left out.
     """
     places = find_places(program)
     events = [event for event in events if event.name in places]
@@ -210,7 +208,10 @@ def shared_time(events: Sequence[Event]) -> dict[str, float]:
 
 
 def find_places(program: Program) -> dict[str, Place]:
-    """Of the instructions within loops, those left out that only run others."""
+    """Of the instructions outside of the entry computation, which is the loop.
+
+    Those that only run others are left out.
+    """
     places: dict[str, Place] = {}
     for name, lines in program.computations.items():
         if name == program.entry:
@@ -250,34 +251,6 @@ def _module(text: str) -> str:
     return text.split(maxsplit=2)[1].rstrip(",")
 
 
-def measure_peaks(dtype: DTypeLike) -> Device:
-    """What this device does at best: products of square matrices, and passes over a large array.
-
-    Args:
-        dtype: of both.
-    """
-    sizes = (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
-
-    def multiply(x: jax.Array) -> jax.Array:
-        return jnp.matmul(x, x, precision=precision(x.dtype))
-
-    flops = [2 * n**3 / _shortest(multiply, jnp.full((n, n), 1 / n, dtype)) for n in sizes]
-    # 256 MiB, more than caches hold. In place, or a new array's pages would be part of the time.
-    large = jnp.zeros((2**28 // jnp.dtype(dtype).itemsize,), dtype)
-    return Device(max(flops), 2 * large.nbytes / _shortest(lambda x: x + 1, large))
-
-
-def _shortest(action: Callable[[jax.Array], jax.Array], array: jax.Array) -> float:
-    """Seconds of the action on what it returned before."""
-    compiled = jax.jit(action, donate_argnums=0)
-    seconds = []
-    for _ in range(8):  # The first one compiles.
-        start = time.perf_counter()
-        array = jax.block_until_ready(compiled(array))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 def trace_tables(
     target: Target,
     draft: Draft,
@@ -286,7 +259,7 @@ def trace_tables(
     block_sizes: Sequence[int],
     batch_sizes: Sequence[int],
     slot_counts: Sequence[int] = (256,),
-    num_steps: int = 16,
+    num_steps: int | None = None,
     repeats: int = 5,
     progress: Progress = silent,
 ) -> Iterator[Table]:
@@ -295,11 +268,11 @@ def trace_tables(
     Args:
         target: the model.
         draft: its draft.
-        directory: of the profiles, and of tables.md with what is yielded.
+        directory: of the profiles, and in the end of tables.md with what was yielded.
         block_sizes: n.
         batch_sizes: B.
         slot_counts: S of the cache.
-        num_steps: in a profile.
+        num_steps: in a profile; None as for `StepTimer`.
         repeats: of the measurement without a profiler; their median counts.
         progress: told about each step.
 
@@ -307,33 +280,32 @@ def trace_tables(
         Two tables for each step: its parts, and its longest operations.
 
     Raises:
-        ValueError: a cache without room.
-        RuntimeError: as for `read_events`.
+        ValueError: a cache without room, or as for `read_events`.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     peaks = measure_peaks(target.dtype)
-    with (directory / "tables.md").open("w") as file:
-        for n, batch_size, num_slots in itertools.product(block_sizes, batch_sizes, slot_counts):
-            for schedule in SCHEDULES:
-                size = f"{schedule}, n = {n}, batch {batch_size}, {num_slots} cache slots"
-                progress(f"trace, {size}")
-                trace = trace_step(
-                    target,
-                    draft,
-                    StepVariant(schedule, n, 0 if schedule == "ar" else None),
-                    directory / f"{schedule}_n{n}_batch{batch_size}_slots{num_slots}",
-                    batch_size=batch_size,
-                    num_slots=num_slots,
-                    num_steps=num_steps,
-                    repeats=repeats,
-                )
-                for table in (
-                    parts_table(trace, peaks, f"Parts of a step: {size}"),
-                    operations_table(trace, f"Longest operations: {size}"),
-                ):
-                    file.write(table.to_markdown() + "\n")
-                    yield table
+    tables: list[Table] = []
+    for n, batch_size, num_slots in itertools.product(block_sizes, batch_sizes, slot_counts):
+        for schedule in _SCHEDULES:
+            size = f"{schedule}, n = {n}, batch {batch_size}, {num_slots} cache slots"
+            progress(f"trace, {size}")
+            trace = trace_step(
+                target,
+                draft,
+                StepVariant(schedule, n, 0 if schedule == "ar" else None),
+                directory / f"{schedule}_n{n}_batch{batch_size}_slots{num_slots}",
+                batch_size=batch_size,
+                num_slots=num_slots,
+                num_steps=num_steps,
+                repeats=repeats,
+            )
+            tables += [
+                parts_table(trace, peaks, f"Parts of a step: {size}"),
+                operations_table(trace, f"Longest operations: {size}"),
+            ]
+            yield from tables[-2:]
+    (directory / "tables.md").write_text("\n".join(table.to_markdown() for table in tables))
 
 
 def parts_table(trace: StepTrace, peaks: Device, title: str) -> Table:

@@ -20,17 +20,18 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("schedule", "dtype", "vocab_size", "temperature"),
+    ("schedule", "dtype", "vocab_size", "temperature", "batch_size"),
     [
-        ("ar", "float32", 8000, 0.8),
-        ("ar", "bfloat16", 8000, 0.0),
-        ("sequential", "float32", 8000, 0.0),
-        ("parallel", "float32", 5, 0.0),
-        ("flex", "float32", 8000, 0.8),
+        ("ar", "float32", 8000, 0.8, 8),
+        ("ar", "bfloat16", 8000, 0.0, 8),
+        ("ar", "bfloat16", 8000, 0.0, 1),
+        ("sequential", "float32", 8000, 0.0, 8),
+        ("parallel", "float32", 5, 0.0, 8),
+        ("flex", "float32", 8000, 0.8, 8),
     ],
 )
 def test_the_plan_is_what_the_compiler_asks_for(
-    five_tokens, schedule, dtype, vocab_size, temperature
+    five_tokens, schedule, dtype, vocab_size, temperature, batch_size
 ):
     """For the loop and for reading, whichever takes more; with what their arguments take."""
     config = dataclasses.replace(five_tokens[0].config, vocab_size=vocab_size)
@@ -44,18 +45,28 @@ def test_the_plan_is_what_the_compiler_asks_for(
         )
     n = block_size_of(draft, schedule, None)
     program, costs = choose_program(
-        target, draft, schedule, n, "min_confidence", "coupled", None, batch_size=8, num_slots=256
+        target,
+        draft,
+        schedule,
+        n,
+        "min_confidence",
+        "coupled",
+        None,
+        batch_size=batch_size,
+        num_slots=256,
     )
-    requests = [Request((1, 2, 3), 4, temperature=temperature)] * 8
+    requests = [Request((1, 2, 3), 4, temperature=temperature)] * batch_size
     decoding = begin(target, draft, program, requests, Sizes(32, 256, 256), costs)
-    work = Work(n, program.num_groups, 32, temperature > 0, reading_rows=4)
-    plan = plan_memory(target, draft, work, 8, 256)
+    reading = min(4, batch_size)
+    work = Work(n, program.num_groups, 32, temperature > 0, reading_rows=reading)
+    plan = plan_memory(target, draft, work, batch_size, 256)
     assert plan.cache == sum(x.nbytes for x in jax.tree.leaves(decoding.state.cache))
     assert plan.weights == sum(x.nbytes for x in jax.tree.leaves(decoding.variables))
+    prompts = [0] * reading, [[1]] * reading, [True] * reading
     needed = []
     for function, arguments in (
         (run, decoding._running(decoding.state, 1, 1)),
-        (read_prompt_chunk, decoding._reading(decoding.state, [0] * 4, [[1]] * 4, [True] * 4)),
+        (read_prompt_chunk, decoding._reading(decoding.state, *prompts)),
     ):
         asked = function.lower(*arguments).compile().memory_analysis()
         needed.append(asked.argument_size_in_bytes + asked.temp_size_in_bytes)

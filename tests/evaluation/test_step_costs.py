@@ -27,6 +27,15 @@ def test_a_full_cache_ends_the_call_and_not_the_measurement(models, monkeypatch)
     assert timer() == pytest.approx(31.0 / 30)
 
 
+@pytest.mark.parametrize(("seconds", "num_steps"), [(1.0, 8), (0.0033, 30), (1e-6, 64)])
+def test_a_call_takes_a_tenth_of_a_second_within_limits(
+    models, monkeypatch, seconds, num_steps
+) -> None:
+    monkeypatch.setattr(StepTimer, "__call__", lambda timer: seconds)
+    timer = StepTimer(models.target, models.draft, StepVariant("ar", 1), 2, 32, num_steps=None)
+    assert timer._num_steps == num_steps
+
+
 def test_rows_are_relative_to_the_plain_step_of_their_batch_size(models) -> None:
     rows = measure_steps(
         models.target,

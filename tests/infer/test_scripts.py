@@ -143,7 +143,7 @@ def test_a_trace_shows_where_the_time_of_a_step_goes(
     run_script, tmp_path, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr(step_trace, "measure_peaks", lambda dtype: Device(1e12, 1e11))
-    options = ["--batch_sizes=2", "--num_slots=32", "--num_steps=4", "--repeats=1"]
+    options = ["--batch_sizes=2", "--num_slots=32", "--repeats=1"]
     run_script("measure_steps", f"--trace={tmp_path}", *options)
     assert "Longest operations: sequential, n = 4, batch 2" in capsys.readouterr().out
     assert len(list(tmp_path.rglob("*.xplane.pb"))) == 3
@@ -196,6 +196,7 @@ def test_what_the_benchmark_is_asked_for_is_checked(run_script, arguments, messa
     [
         ("measure_steps", ["--num_steps=0"], "num_steps"),
         ("measure_steps", ["--random_target=1m"], "random_target, target"),
+        ("measure_steps", ["--trace=a", "--output=b"], "trace, output"),
         ("benchmark", ["--random_target=1m"], "random_target, target"),
     ],
 )

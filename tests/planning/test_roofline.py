@@ -47,9 +47,8 @@ def test_tensor_parallel_parts() -> None:
     assert work(Spread(tensor=4)).step(Variant("sequential", 3), 4).flops == whole.flops / 4
     assert step.flops == whole.flops / 4
     # Two sums a layer: of 4 rows times 4 tokens, in the target's layers and again in the draft's.
-    assert step.messages == (
-        Message("all-reduce", 2 * 3 / 4 * 2 * 16 * 64, 4, 6),
-        Message("all-reduce", 2 * 3 / 4 * 2 * 16 * 64, 4, 4),
+    assert step.messages == tuple(
+        Message("all-reduce", 2 * 3 / 4 * 2 * 16 * 64, 4, 2 * layers) for layers in (1, 2, 2)
     )
 
 
@@ -82,15 +81,32 @@ def test_the_two_schedules() -> None:
         )
 
 
-@pytest.mark.parametrize("schedule", ["ar", "parallel", "sequential"])
-def test_the_parts_of_a_step_are_all_of_it(schedule: str) -> None:
-    counts = work(Spread(fsdp=2, tensor=2))
-    step, parts = counts.step(Variant(schedule, 3), 4), counts.by_part(Variant(schedule, 3), 4)
-    assert sum(part.flops for part in parts.values()) == step.flops
-    assert sum(part.traffic for part in parts.values()) == step.traffic
-    sent = [sum(m.sent * m.times for m in w.messages) for w in (*parts.values(), step)]
-    assert sum(sent[:-1]) == sent[-1]
-    assert (StepPart.MASK_TOKENS in parts) == (schedule != "ar")
+def test_the_parts_of_a_step() -> None:
+    """Two rows of four candidates; drafting, three heads and four masks, or as many a candidate."""
+    mlp, head = 3 * 64 * 128, 1000 * 64
+
+    def counted(schedule: str) -> dict[StepPart, float]:
+        return {k: w.flops for k, w in work().by_part(Variant(schedule, 3), 2).items()}
+
+    def attention(queries: int, keys: int) -> int:
+        return 4 * 2 * queries * keys * 8 * 16
+
+    layer = 2 * 8 * _LAYER + attention(4, 104)
+    plain = {
+        StepPart.SHALLOW_LAYERS: layer,
+        StepPart.DRAFT_LAYERS: 2 * layer,
+        StepPart.LM_HEAD: 2 * 8 * head,
+    }
+    assert counted("ar") == plain
+    drafting = plain | {
+        StepPart.LM_HEAD: 2 * 14 * head,
+        StepPart.CALIBRATION: 2 * 6 * 10 * (2 * 64 + 1000),
+    }
+    assert counted("sequential") == drafting | {StepPart.MASK_TOKENS: 2 * layer}
+    assert counted("parallel") == drafting | {
+        StepPart.DRAFT_LAYERS: 2 * (layer + 2 * 32 * mlp),
+        StepPart.MASK_TOKENS: 2 * (2 * 32 * (_LAYER - mlp) + attention(16, 108)),
+    }
 
 
 def test_of_experts_those_of_a_steps_tokens_are_read() -> None:
@@ -109,7 +125,9 @@ def test_of_experts_those_of_a_steps_tokens_are_read() -> None:
         assert found.flops == 2 * batch_size * (attention + multiplied * mlp)
     # Four candidates take eight experts at most; with their sixteen mask tokens, all ten.
     counts = DecodeWork(target, _DRAFT, 4, "bfloat16", _ONE, num_slots=100)
-    candidates, _, _, own, riding, *_ = counts.step(Variant("parallel", 3), 1).parts
+    parts = counts.by_part(Variant("parallel", 3), 1)
+    candidates, _, riding = parts[StepPart.DRAFT_LAYERS].parts
+    own, _ = parts[StepPart.MASK_TOKENS].parts
     assert candidates.traffic + riding.traffic == 2 * (attention + 10 * mlp)
     own_attention = _LAYER - mlp
     assert own.traffic == 2 * own_attention

@@ -14,6 +14,7 @@ from flexdraft_jax.planning.step_trace import (
     find_places,
     operations_table,
     parts_table,
+    read_events,
     shared_time,
     summarise,
 )
@@ -81,6 +82,14 @@ def test_seconds_are_those_of_one_step() -> None:
         (StepPart.LM_HEAD, 1),
     ]
     assert [o.seconds for o in operations] == pytest.approx([0.8e-6, 0.1e-6])
+
+
+def test_a_profile_that_says_nothing_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match="the profiler has written no"):
+        read_events(tmp_path, "jit_run")
+    (tmp_path / "a.xplane.pb").touch()
+    with pytest.raises(ValueError, match="a.xplane.pb: the profiler names no operation"):
+        read_events(tmp_path, "jit_run")
 
 
 def test_tables_say_shares_and_how_well_the_device_is_used() -> None:
