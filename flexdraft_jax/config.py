@@ -10,7 +10,8 @@ from typing import Any, Literal
 # What arrays are indexed with.
 INT32_MAX = 2**31 - 1
 MAX_LAYERS = 1_000  # Far beyond what exists; a mistyped number should not fill the memory.
-# Bounds of a float.
+# Bounds of an integer and of a float.
+COUNT = (1, INT32_MAX)
 POSITIVE = (sys.float_info.min, math.inf)
 
 
@@ -51,6 +52,12 @@ def check_fields(config: Any, group: str = "", **bounds: tuple[float, float]) ->
         raise ValueError(f"{group}{name}={value}: must be {right}")
 
 
+def check_kind(name: str, value: Any, kind: Any) -> None:
+    """Raises TypeError where an argument is none of a class, or of several with | between them."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}: must be {_in_words(kind)}")
+
+
 def _is_of(value: Any, kind: Any) -> bool:
     if isinstance(kind, types.UnionType):
         return any(_is_of(value, one) for one in typing.get_args(kind))
@@ -60,8 +67,10 @@ def _is_of(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is dict:
         inner = typing.get_args(kind)[1]
         return type(value) is dict and all(_is_of(x, inner) for x in value.values())
+    if kind is float:  # One of NumPy is one, too.
+        return isinstance(value, int | float) and not isinstance(value, bool)
     # Not isinstance: True is an int.
-    return type(value) in ((int, float) if kind is float else (kind,))
+    return type(value) is kind
 
 
 def _in_words(kind: Any) -> str:
@@ -88,7 +97,7 @@ class RopeScaling:
         original_max_position_embeddings: llama3 only: the context before rescaling, in tokens.
     """
 
-    rope_type: str
+    rope_type: Literal["linear", "llama3"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -100,10 +109,8 @@ class RopeScaling:
             factor=POSITIVE,
             low_freq_factor=POSITIVE,
             high_freq_factor=POSITIVE,
-            original_max_position_embeddings=(1, INT32_MAX),
+            original_max_position_embeddings=COUNT,
         )
-        if self.rope_type not in ("linear", "llama3"):
-            raise ValueError(f"rope_type={self.rope_type!r}: must be 'linear' or 'llama3'")
         if self.rope_type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"low_freq_factor={self.low_freq_factor}: must be below "
@@ -126,7 +133,7 @@ class Experts:
     normalize: bool
 
     def __post_init__(self) -> None:
-        check_fields(self, number=(1, INT32_MAX))
+        check_fields(self, number=COUNT)
         if not 1 <= self.per_token <= self.number:
             raise ValueError(f"per_token={self.per_token}: must be from 1 to number={self.number}")
 
@@ -203,23 +210,21 @@ class TargetConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            "",
             num_layers=(1, MAX_LAYERS),
             rms_norm_eps=POSITIVE,
             rope_theta=POSITIVE,
             local_rope_theta=POSITIVE,
             partial_rotary_factor=(0, INT32_MAX),
-            query_pre_attn_scalar=(1, INT32_MAX),
-            max_position_embeddings=(1, INT32_MAX),
-            **dict.fromkeys(_POSITIVE_TARGET_FIELDS, (1, INT32_MAX)),
+            query_pre_attn_scalar=COUNT,
+            max_position_embeddings=COUNT,
+            **dict.fromkeys(_POSITIVE_TARGET_FIELDS, COUNT),
         )
         if not self.layer_windows:
             object.__setattr__(self, "layer_windows", (None,) * self.num_layers)
-        for field, values, high in (
-            ("layer_windows", self.layer_windows, INT32_MAX),
-            ("eos_token_ids", self.eos_token_ids, self.vocab_size - 1),
+        for field, values, low, high in (
+            ("layer_windows", self.layer_windows, *COUNT),
+            ("eos_token_ids", self.eos_token_ids, 0, self.vocab_size - 1),
         ):
-            low = 1 if field == "layer_windows" else 0
             if not all(value is None or low <= value <= high for value in values):
                 raise ValueError(f"{field}={values}: must be between {low} and {high} each")
         if self.num_heads % self.num_kv_heads:
@@ -303,8 +308,7 @@ class DraftConfig:
     calibration_rank: int
 
     def __post_init__(self) -> None:
-        positive = (1, INT32_MAX)
-        check_fields(self, num_draft_layers=positive, calibration_rank=positive)
+        check_fields(self, num_draft_layers=COUNT, calibration_rank=COUNT)
         if self.block_size < 2:
             raise ValueError(
                 f"block_size={self.block_size}: must be at least 2 (one bonus and one draft)"

@@ -3,6 +3,7 @@
 `tests/fuzz` does the same with every entry and for as long as one likes; see docs/robustness.md.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -44,7 +45,7 @@ def test_a_config_means_something_or_is_refused(config, changes):
     try:
         found = target_config_from_hf(config | changes)
     except ValueError as error:
-        assert str(error)
+        assert any(name in str(error) for name in config | changes)
         return
     assert target_config_from_hf(target_config_to_hf(found)) == found
 
@@ -87,10 +88,8 @@ def test_lines_are_read_or_refused(models, content):
         parse_line,
         lambda line: read_request(parse_object(line), 1, models, LineSettings()),
     ):
-        try:
+        with contextlib.suppress(ValueError):
             read(line)
-        except ValueError as error:
-            assert 0 < len(str(error))
 
 
 def test_the_fuzzer_runs() -> None:

@@ -19,7 +19,7 @@ _FOLDERS = {
 
 
 def test_wheel_holds_what_it_should(tmp_path: Path) -> None:
-    for name in ("LICENSE", "pyproject.toml", "setup.py"):
+    for name in ("LICENSE", "MANIFEST.in", "pyproject.toml", "setup.py"):
         shutil.copy(_ROOT / name, tmp_path)
     wanted = set()
     for folder, inside in _FOLDERS.items():

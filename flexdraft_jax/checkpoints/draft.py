@@ -17,7 +17,7 @@ from flexdraft_jax.checkpoints import fields, hf, weights
 from flexdraft_jax.checkpoints.hf_config import target_config_from_hf, target_config_to_hf
 from flexdraft_jax.checkpoints.paths import existing_directory, read_json
 from flexdraft_jax.checkpoints.safetensors import SafetensorsDirectory, parse_dtype
-from flexdraft_jax.config import DraftConfig, TargetConfig
+from flexdraft_jax.config import DraftConfig, TargetConfig, check_kind
 from flexdraft_jax.models.draft import Draft, check_num_draft_layers, draft_shapes, draft_shardings
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.mesh import check_is_mesh, mesh_of
@@ -87,8 +87,7 @@ def load_draft(
             the mesh's devices.
         TypeError: the target or the mesh is none, or the directory no path.
     """
-    if not isinstance(target, Target):
-        raise TypeError(f"target is a {type(target).__name__}: must be a Target")
+    check_kind("target", target, Target)
     check_is_mesh(mesh)
     draft_dtype = np.dtype(target.dtype) if dtype is None else parse_dtype(dtype)
     config = read_draft_config(directory, target.config)
@@ -134,9 +133,8 @@ def save_draft(
         ValueError: the draft does not fit the target, or weights are NaN or infinite. Nothing is
             written then.
     """
-    for name, value, kind in (("draft", draft, Draft), ("target", target, Target)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is a {type(value).__name__}: must be a {kind.__name__}")
+    check_kind("draft", draft, Draft)
+    check_kind("target", target, Target)
     hf_config = draft_config_to_hf(draft.config, target.config)
     tensors = weights.named_tensors(
         draft.params,

@@ -23,7 +23,7 @@ from flexdraft_jax.checkpoints.safetensors import (
     write_json,
     write_safetensors,
 )
-from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.config import TargetConfig, check_kind
 from flexdraft_jax.models.target import Target, target_shapes, target_shardings
 from flexdraft_jax.parallel.mesh import check_is_mesh
 
@@ -212,8 +212,7 @@ def save_target(
         ValueError: the family's config.json has no words for this config, the parameters do not
             fit it, or weights are NaN or infinite. Nothing is written then.
     """
-    if not isinstance(target, Target):
-        raise TypeError(f"target is a {type(target).__name__}: must be a Target")
+    check_kind("target", target, Target)
     config = target.config
     tensors = weights.named_tensors(
         target.params,

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flexdraft_jax.checkpoints import fields
 from flexdraft_jax.checkpoints.paths import read_json
 from flexdraft_jax.data.builder import load_rows
 from flexdraft_jax.data.fingerprints import file_digest
@@ -146,21 +145,18 @@ def load_prepared(directory: str | os.PathLike[str]) -> Prepared:
     directory = Path(directory)
     try:
         recorded = read_json(directory / "prepared.json")
-        found = fields.integer(recorded, "format", minimum=0)
+        found = recorded.get("format")
         if found != FORMAT:
             raise ValueError(f"format {found}, must be {FORMAT}: prepare it again")
-        digest = recorded.pop("sha256", None)  # Earlier versions wrote none.
-        if digest is not None and digest != record_digest(recorded):
+        digest = recorded.pop("sha256", None)
+        if digest != record_digest(recorded):
             raise ValueError("is not as it was written: prepare it again")
-        files = {str(name): str(digest) for name, digest in recorded["files"].items()}
-        sequence_length = fields.integer(recorded, "sequence_length")
-        fingerprint, tokenizer = str(recorded["fingerprint"]), str(recorded["tokenizer"])
-    except (OSError, ValueError, LookupError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{directory} holds no finished data (prepared.json: {error}): must be the --output of "
             "train/prepare_data.py"
         ) from error
-    for name, digest in files.items():
+    for name, digest in recorded["files"].items():
         file = directory / name
         if not file.is_file() or file_digest(file) != digest:
             state = "is not as it was written" if file.is_file() else "is missing"
@@ -169,9 +165,9 @@ def load_prepared(directory: str | os.PathLike[str]) -> Prepared:
     return Prepared(
         rows=load_rows(rows_directory(directory))[SPLIT],
         held_out=[HeldOut(**json.loads(line)) for line in held_out],
-        fingerprint=fingerprint,
-        sequence_length=sequence_length,
-        tokenizer_fingerprint=tokenizer,
+        fingerprint=recorded["fingerprint"],
+        sequence_length=recorded["sequence_length"],
+        tokenizer_fingerprint=recorded["tokenizer"],
         report=Report(**json.loads((directory / "report.json").read_text())),
     )
 

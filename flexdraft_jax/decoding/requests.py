@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.config import TargetConfig, check_kind
 from flexdraft_jax.decoding.confidence import PRUNING_STRATEGIES
 from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
@@ -50,10 +50,8 @@ class Request:
 
 def check_models(target: Target, draft: Draft | None) -> None:
     """Raises TypeError where an argument is no model, such as the two in the wrong order."""
-    if not isinstance(target, Target):
-        raise TypeError(f"target is a {type(target).__name__}: must be a Target")
-    if not isinstance(draft, Draft | None):
-        raise TypeError(f"draft is a {type(draft).__name__}: must be a Draft or None")
+    check_kind("target", target, Target)
+    check_kind("draft", draft, Draft | None)
 
 
 def check_requests(

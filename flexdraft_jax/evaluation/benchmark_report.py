@@ -97,7 +97,7 @@ class BenchmarkReport:
         steps: step costs.
         decoding: whole calls.
         skipped: tasks that were left out, and why.
-        prompts: a hash of those of each task; files of one name may hold others elsewhere.
+        prompt_digests: of each task; files of one name may hold other prompts elsewhere.
     """
 
     model: str
@@ -106,7 +106,7 @@ class BenchmarkReport:
     steps: list[StepRow]
     decoding: list[DecodeRow]
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    prompt_digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists."""

@@ -181,9 +181,9 @@ def compare_reports(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comp
             # An older report may not know of a field.
             if name in before[part] and name in after[part]:
                 _check_same(f"{part}.{name}", before[part][name], after[part][name])
-    prompts = [dict(report.get("prompts", {})) for report in (before, after)]
-    for domain in prompts[0].keys() & prompts[1].keys():
-        _check_same(f"prompts.{domain}", prompts[0][domain], prompts[1][domain])
+    digests = [dict(report.get("prompt_digests", {})) for report in (before, after)]
+    for domain in digests[0].keys() & digests[1].keys():
+        _check_same(f"prompt_digests.{domain}", digests[0][domain], digests[1][domain])
     forced = before["settings"].get("forced_acceptance") is not None
     old, new = _rows(before), _rows(after)
     shared = [key for key in old if key in new]
@@ -217,7 +217,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         # Whatever the comparison looks up, it finds.
         if not isinstance(report["model"], str) or not isinstance(report["environment"], dict):
             raise TypeError("model and environment")
-        dict(report.get("prompts", {}))
+        dict(report.get("prompt_digests", {}))
         _rows(report)
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(

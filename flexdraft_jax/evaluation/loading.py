@@ -88,25 +88,13 @@ def check_outputs(
             raise ValueError(f"{path}: there is no directory {path.parent}")
         if path.is_dir():
             raise ValueError(f"{path}: must be a file, and is a directory")
+        file = path.resolve()  # A link may be to a file that is not there yet.
         # Such as /dev/null may be named twice.
-        if path.resolve() in taken and (path.is_file() or not path.exists()):
+        if file in taken and (path.is_file() or not path.exists()):
             raise ValueError(f"{path}: must be a file of its own, and is another one of this run")
-        taken.add(path.resolve())
-        _check_writable(path)
-
-
-def _check_writable(path: pathlib.Path) -> None:
-    """Raises ValueError for a file that can't be opened to write; changes nothing in it."""
-    file = path.resolve()  # A link to a file that is not there yet stays one.
-    new = not file.exists()
-    if not new and not file.is_file():
-        return  # Who reads a pipe would take the first close for its end.
-    try:
-        file.open("ab").close()
-    except OSError as error:
-        raise ValueError(f"{path}: can't be written: {error.strerror}") from error
-    if new:
-        file.unlink(missing_ok=True)
+        taken.add(file)
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise ValueError(f"{path}: can't be written")
 
 
 def check_plot(path: str | None) -> None:

@@ -51,7 +51,7 @@ class LineSettings:
 def read_request(
     fields: Mapping[str, Any], number: int, models: Models, settings: LineSettings
 ) -> Request:
-    """The request of a line. Its numbers are not checked yet: the engine does that.
+    """The request of a line. Whether a setting is in its range, the engine checks.
 
     Args:
         fields: of the line's object.

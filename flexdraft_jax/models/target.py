@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from flexdraft_jax.config import TargetConfig
+from flexdraft_jax.config import TargetConfig, check_kind
 from flexdraft_jax.models import masks
 from flexdraft_jax.models.attention import REFERENCE, Backend, Part, attend
 from flexdraft_jax.models.cache import KeysValues
@@ -237,8 +237,7 @@ def init_target(
         ValueError: a weight does not divide among the mesh's devices.
         TypeError: the config, the key or the mesh is none.
     """
-    if not isinstance(config, TargetConfig):
-        raise TypeError(f"config is a {type(config).__name__}: must be a TargetConfig")
+    check_kind("config", config, TargetConfig)
     check_is_key(rng)
     check_is_mesh(mesh)
     model = TargetModel(config, dtype)
@@ -252,10 +251,10 @@ def init_target(
 
 def check_is_key(rng: Any) -> None:
     """Raises TypeError for what is no key of random numbers, new or old."""
-    kind, shape = getattr(rng, "dtype", None), getattr(rng, "shape", None)
-    new = kind is not None and jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) and shape == ()
-    if not (new or (kind == jnp.uint32 and shape == (2,))):
-        raise TypeError(f"rng={rng!r}: must be a jax.random.key")
+    try:
+        jax.eval_shape(jax.random.bits, rng)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise TypeError(f"rng={rng!r}: must be a jax.random.key") from error
 
 
 def _boxed_shapes(config: TargetConfig, dtype: DTypeLike) -> Params:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flexdraft_jax.config import INT32_MAX, TargetConfig, check_fields
+from flexdraft_jax.config import COUNT, INT32_MAX, TargetConfig, check_fields
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -100,8 +100,7 @@ class MeshConfig:
     tensor: int = 1  # Parts that heads, MLP and vocabulary are computed in.
 
     def __post_init__(self) -> None:
-        at_least_one = (1, INT32_MAX)
-        check_fields(self, "mesh.", data=(0, INT32_MAX), fsdp=at_least_one, tensor=at_least_one)
+        check_fields(self, "mesh.", data=(0, INT32_MAX), fsdp=COUNT, tensor=COUNT)
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh.

@@ -36,7 +36,7 @@ class Memory:
         limit: that a program may use; None where all fitted and the compiler did not say.
     """
 
-    parts: Mapping[str, int]
+    parts: dict[str, int]
     aliased: int
     results: int
     temporaries: int

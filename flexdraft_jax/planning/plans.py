@@ -6,16 +6,18 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flexdraft_jax.checkpoints import fields
+import jax
+
 from flexdraft_jax.checkpoints.draft import read_draft_config
 from flexdraft_jax.checkpoints.paths import read_json
-from flexdraft_jax.config import DraftConfig, TargetConfig
+from flexdraft_jax.config import DraftConfig, TargetConfig, check_fields
 from flexdraft_jax.evaluation.timing import Progress, silent
 from flexdraft_jax.planning.compiling import Compiled, Memory, Traffic, compile_program
 from flexdraft_jax.planning.decode_plan import (
@@ -145,36 +147,15 @@ class Kept:
 
 def _read_compiled(entry: Mapping[str, Any]) -> Compiled:
     """What was kept of a program, as the compiler's numbers alone are of use."""
-    memory, parts = entry["memory"], entry["memory"]["parts"]
-
-    def count(of: Mapping[str, Any], name: str) -> int:
-        return fields.integer(of, name, minimum=0, maximum=2**63)
-
-    collectives = tuple(
-        Traffic(
-            kind=str(one["kind"]),
-            nbytes=count(one, "nbytes"),
-            group=count(one, "group"),
-            times=count(one, "times"),
-            in_step=fields.flag(one, "in_step"),
-            sent=fields.number(one, "sent"),
-        )
-        for one in entry["collectives"]
-    )
-    return Compiled(
-        name=str(entry["name"]),
-        fits=fields.flag(entry, "fits"),
-        memory=Memory(
-            parts={part: count(parts, part) for part in parts},
-            limit=None if memory["limit"] is None else count(memory, "limit"),
-            **{name: count(memory, name) for name in _MEMORY_COUNTS},
-        ),
-        collectives=collectives,
-        seconds=fields.number(entry, "seconds"),
-    )
-
-
-_MEMORY_COUNTS = ("aliased", "results", "temporaries", "total")
+    numbers = (x for x in jax.tree.leaves(entry) if isinstance(x, int | float))
+    if not all(0 <= x <= sys.float_info.max for x in numbers):
+        raise ValueError("a number is negative, or not finite")
+    memory = Memory(**entry["memory"])
+    collectives = tuple(Traffic(**one) for one in entry["collectives"])
+    compiled = Compiled(**{**entry, "memory": memory, "collectives": collectives})
+    for one in (compiled, memory, *collectives):
+        check_fields(one)
+    return compiled
 
 
 def _versions(*packages: str) -> dict[str, str]:

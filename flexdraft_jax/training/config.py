@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flexdraft_jax.config import INT32_MAX, DraftConfig, TargetConfig, check_fields
+from flexdraft_jax.config import COUNT, INT32_MAX, DraftConfig, TargetConfig, check_fields
 from flexdraft_jax.parallel.mesh import MeshConfig
 
 # Bounds of numbers.
-_COUNT, _FROM_ZERO, _SHARE = (1, INT32_MAX), (0, math.inf), (0, 1)
+_FROM_ZERO, _SHARE = (0, math.inf), (0, 1)
 _SEED = (0, 2**32 - 1)
 
 
@@ -39,7 +39,7 @@ class OptimizerConfig:
         check_fields(
             self,
             "train.",
-            **dict.fromkeys(("steps", "batch_size"), _COUNT),
+            **dict.fromkeys(("steps", "batch_size"), COUNT),
             **dict.fromkeys(("learning_rate", "clip_norm", "weight_decay"), _FROM_ZERO),
             **dict.fromkeys(("b1", "b2", "warmup_fraction", "decay_fraction"), _SHARE),
         )
@@ -58,8 +58,8 @@ class LoopConfig:
         check_fields(
             self,
             "loop.",
-            log_every=_COUNT,
-            keep_checkpoints=_COUNT,
+            log_every=COUNT,
+            keep_checkpoints=COUNT,
             eval_every=(0, INT32_MAX),
             checkpoint_seconds=_FROM_ZERO,
         )
@@ -123,8 +123,8 @@ class CorpusConfig:
             self,
             "data.",
             sequence_length=(8, INT32_MAX),
-            train_tokens=_COUNT,
-            held_out_tokens=_COUNT,
+            train_tokens=COUNT,
+            held_out_tokens=COUNT,
             word_problem_share=_SHARE,
             drill_share=_SHARE,
             seed=_SEED,
@@ -198,7 +198,7 @@ class DraftStepConfig:
     attention: Literal["reference", "pallas"] = "reference"
 
     def __post_init__(self) -> None:
-        check_fields(self, "step.", microbatches=_COUNT, chunk=(0, INT32_MAX))
+        check_fields(self, "step.", microbatches=COUNT, chunk=(0, INT32_MAX))
 
     def check(self, batch_size: int, anchors: int) -> None:
         """Raises ValueError where rows or groups do not fall into equal parts."""
@@ -218,7 +218,7 @@ class DraftEvalConfig:
     max_new_tokens: int = 256  # Longest held-out response.
 
     def __post_init__(self) -> None:
-        check_fields(self, "eval.", prompts_per_domain=_COUNT, max_new_tokens=_COUNT)
+        check_fields(self, "eval.", prompts_per_domain=COUNT, max_new_tokens=COUNT)
 
 
 @dataclass(frozen=True)
@@ -239,4 +239,4 @@ class TrainDraftConfig:
     seed: int = 0  # Initialisation, anchors and order of the rows.
 
     def __post_init__(self) -> None:
-        check_fields(self, anchors=_COUNT, seed=_SEED)
+        check_fields(self, anchors=COUNT, seed=_SEED)

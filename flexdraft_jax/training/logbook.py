@@ -153,8 +153,9 @@ def _step_of(line: str) -> float:
     """The step of a line; one that a crash cut short, or that is damaged, belongs to none."""
     try:
         values = json.loads(line)
-        if all(_is_metric(value) for value in values.values()):
-            return values["step"]
+        step = values["step"]
+        if isinstance(step, int) and all(_is_metric(value) for value in values.values()):
+            return step
     except (AttributeError, LookupError, RecursionError, ValueError):
         pass
     return math.inf

@@ -67,9 +67,6 @@ class RegenerateReport:
     cut: int = 0
     response_tokens: int = 0
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
     def with_line(self, record: Record) -> RegenerateReport:
         """The report with one more line in it."""
         if "rejected" in record:
@@ -135,9 +132,11 @@ def regenerate(
                 if is_main():
                     merge_parts(path, output)
     try:
-        return RegenerateReport(**read_json(report))
+        found = RegenerateReport(**read_json(report))
+        check_fields(found)
     except TypeError as error:
         raise ValueError(f"{report}: is damaged: {error}") from error
+    return found
 
 
 def begin(path: Path, output: Path, writer: Writer) -> None:

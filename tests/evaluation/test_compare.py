@@ -87,8 +87,8 @@ def test_reports_that_do_not_match_are_refused() -> None:
         other[part][field] = value
         with pytest.raises(ValueError, match=f"don't match: {part}.{field} is "):
             compare_reports(first, other)
-    prompts = [first | {"prompts": {"gsm8k": digest, "code": "c"}} for digest in ("a", "b")]
-    with pytest.raises(ValueError, match="don't match: prompts.gsm8k is 'a' and 'b'"):
+    prompts = [first | {"prompt_digests": {"gsm8k": digest, "code": "c"}} for digest in ("a", "b")]
+    with pytest.raises(ValueError, match="don't match: prompt_digests.gsm8k is 'a' and 'b'"):
         compare_reports(*prompts)
     compare_reports(prompts[0], first)  # An older report does not know.
     with pytest.raises(ValueError, match="don't match: model is 'tiny' and 'large'"):

@@ -54,28 +54,36 @@ _GOOD: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _arguments(rng: random.Random, num_wild: int) -> dict[str, Any]:
+def _arguments(rng: random.Random, num_wild: int) -> tuple[dict[str, Any], list[str]]:
+    """Arguments, and the names of those that were made wild."""
     arguments = {
         name: rng.choice(values)
         for name, values in _GOOD.items()
         if rng.random() < 0.4 or name in ("prompts", "max_new_tokens", "schedule")
     }
-    for name in rng.sample(sorted(_GOOD), num_wild):
+    wild_names = rng.sample(sorted(_GOOD), num_wild)
+    for name in wild_names:
         arguments[name] = _anything(rng)
         if name in ("prompts", "max_new_tokens", "temperature", "top_k", "stop_token_ids"):
             if rng.random() < 0.5:
                 arguments[name] = [_anything(rng), rng.choice(_GOOD[name])]
-    return arguments
+    return arguments, wild_names
 
 
 def _generate(rng: random.Random, folder: Path) -> Trial:
     models = tiny.models()
-    arguments = _arguments(rng, rng.choice((0, 1, 1, 1, 2)))
-    draft = _anything(rng) if rng.random() < 0.05 else models.draft
-    target = _anything(rng) if rng.random() < 0.05 else models.target
+    arguments, wild_names = _arguments(rng, rng.choice((0, 1, 1, 1, 2)))
+    target, draft = models.target, models.draft
+    if rng.random() < 0.05:
+        draft = _anything(rng)
+        wild_names.append("draft")
+    if rng.random() < 0.05:
+        target = _anything(rng)
+        wild_names.append("target")
     streams = rng.random() < 0.2
     if streams:
         arguments["steps_per_update"] = rng.choice((1, 3, 100, _anything(rng)))
+        wild_names.append("steps_per_update")
 
     def run() -> None:
         prompts = arguments.pop("prompts")
@@ -92,8 +100,8 @@ def _generate(rng: random.Random, folder: Path) -> Trial:
             assert len(tokens) == budget or reason != "length"
             assert all(0 <= token < 260 for token in tokens) and len(tokens) <= budget
 
-    names = (*_GOOD, "steps_per_update", "target", "draft")
-    return Trial(run, names, f"{'stream' if streams else 'generate'}({str(arguments)[:1500]})")
+    call = f"{'stream' if streams else 'generate'}({str(arguments)[:1500]})"
+    return Trial(run, tuple(wild_names), call)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax.numpy as jnp
 import pyarrow as pa
@@ -160,8 +161,10 @@ def _overrides(rng: random.Random, folder: Path) -> Trial:
             config.model.build(260, (1,))
         make_optimizer(config.train)
 
-    names = ("=", "override", "field")
-    return Trial(run, names, str(overrides)[:2000])
+    # Sizes of a model are checked where it is built, and so named without their group.
+    names = [text for name in known for text in (name, name.removeprefix("model."))]
+    names += [repr(text) for o in overrides for text in (o, o.partition("=")[0].strip())]
+    return Trial(run, tuple(names), str(overrides)[:2000])
 
 
 def _config_file(rng: random.Random, folder: Path) -> Trial:
@@ -212,17 +215,8 @@ def _data() -> tuple[Path, Prepared, Path]:
     (home / "lines.jsonl").write_text("".join(conversation_lines(["word_problems"], 12, seed=0)))
     config = PrepareConfig(sequence_length=256, held_out=2)
 
-    def keep_encoded(path: str, **ignored: Any) -> None:
-        del ignored
-        if not str(path).endswith("encoded"):
-            real(path, ignore_errors=True)
-
-    real = shutil.rmtree
-    shutil.rmtree = keep_encoded  # type: ignore[assignment]
-    try:
+    with mock.patch("flexdraft_jax.data.prepare.shutil"):  # Which would remove "encoded".
         prepared = prepare(home / "lines.jsonl", _tokenizer(), home / "data", config)
-    finally:
-        shutil.rmtree = real
     return home, prepared, home / "data"
 
 

@@ -155,7 +155,7 @@ def damage_folder(rng: random.Random, folder: Path, files: list[Path] | None = N
 
 
 def copy(source: Path, folder: Path) -> None:
-    """A whole copy of a folder, links in the place of nothing."""
+    """Copies a folder; all of the copy may be written."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
     for path in folder.rglob("*"):
         os.chmod(path, 0o755 if path.is_dir() else 0o644)

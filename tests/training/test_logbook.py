@@ -62,7 +62,11 @@ def test_tensorboard_gets_every_number_and_a_resume_drops_what_it_repeats(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "damaged", ['{"step": 2, "lo', "[]", "{}", "\ufffd", '{"step": "a"}', '{"step": 2, "loss": {}}']
+    "damaged",
+    [
+        *('{"step": 2, "lo', "[]", "{}", "\ufffd", '{"step": "a"}'),
+        *('{"step": [1]}', '{"step": 2, "loss": {}}'),
+    ],
 )
 def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / "metrics.jsonl"
