@@ -6,9 +6,10 @@ tokens per millisecond in the long run. Whatever is chosen, greedy and coupled t
 A draft is accepted with the probability that its confidence and those before it promise together,
 raised to a power: the batch's hazard ratio, how many rejections there have been for each that
 confidence foretold. (To first order: where chances of rejection are large it is milder than the
-truth.) That is a trait of the draft and the text, where a row by itself shows luck besides. The
-ratio knows past verdicts alone, never a draft of the block that is to be verified: rejection would
-be biased otherwise.
+truth.) No power mends a draft that is sure and wrong, so where fewer drafts are accepted than that
+promises, all of it counts for so much less: trust. Both are traits of the draft and the text, where
+a row by itself shows luck besides. They know past verdicts alone, never a draft of the block that
+is to be verified: rejection would be biased otherwise.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ _BLOCK_DECAY, _VERDICT_DECAY = 0.97, 0.98
 # Fewer than all: drafts are trained to be as sure as the target is of a token that it draws, and
 # agree more often on the one that it finds most likely.
 _PRIOR_FORETOLD, _PRIOR_RATIO = 8.0, 0.85
+# And is trusted as if so many promised drafts had been accepted.
+_PRIOR_PROMISED = 16.0
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
 _HOPE = 0.9
@@ -63,6 +66,8 @@ class DraftHistory:
     Attributes:
         rejected: [B] float32, decaying sum of rejections, at most one of a block.
         foretold: [B] float32, how many their confidences had foretold.
+        accepted: [B] float32, decaying sum of accepted drafts.
+        promised: [B] float32, how many were to be expected by the hazard ratio of their time.
         survival: [B, n - 1] float32, decaying sum of the survival curves of drafted blocks, each
             raised to the hazard ratio of its time.
         blocks: [B] float32, the same sum of ones.
@@ -71,6 +76,8 @@ class DraftHistory:
 
     rejected: jax.Array = array_field("batch")
     foretold: jax.Array = array_field("batch")
+    accepted: jax.Array = array_field("batch")
+    promised: jax.Array = array_field("batch")
     survival: jax.Array = array_field("batch", "block")
     blocks: jax.Array = array_field("batch")
     idle: jax.Array = array_field("batch")
@@ -81,6 +88,8 @@ def empty_history(batch_size: int, block_size: int) -> DraftHistory:
     return DraftHistory(
         rejected=jnp.zeros(batch_size),
         foretold=jnp.zeros(batch_size),
+        accepted=jnp.zeros(batch_size),
+        promised=jnp.zeros(batch_size),
         survival=jnp.tile(_HOPE ** jnp.arange(1.0, block_size), (batch_size, 1)),
         blocks=jnp.ones(batch_size),
         idle=jnp.zeros(batch_size, jnp.int32),
@@ -100,13 +109,17 @@ def note_verdict(
     """
     before = jnp.pad(survival, ((0, 0), (1, 0)), constant_values=1.0)[:, :-1]
     hazard = 1.0 - survival / jnp.maximum(before, jnp.finfo(jnp.float32).tiny)
+    slots = jnp.arange(survival.shape[1])
     # Nobody knows what became of drafts behind a rejected one.
-    tested = jnp.minimum(num_accepted + 1, verify_length)
-    judged = jnp.arange(survival.shape[1]) < tested[:, None]
+    judged = slots < jnp.minimum(num_accepted + 1, verify_length)[:, None]
+    verified = slots < verify_length[:, None]
+    promised = jnp.sum(survival ** _hazard_ratio(history), axis=1, where=verified)
     return dataclasses.replace(
         history,
         rejected=_VERDICT_DECAY * history.rejected + (num_accepted < verify_length),
         foretold=_VERDICT_DECAY * history.foretold + jnp.sum(hazard, axis=1, where=judged),
+        accepted=_VERDICT_DECAY * history.accepted + num_accepted,
+        promised=_VERDICT_DECAY * history.promised + promised,
         idle=history.idle + 1,
     )
 
@@ -154,14 +167,15 @@ def choose_variant(
     """
     costs, active = flex_costs.costs, remaining > 0
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
-    usual = history.survival / history.blocks[:, None]
+    trust = _trust(history)
+    usual = trust * history.survival / history.blocks[:, None]
     weight, pace = _wait_for_last(usual, remaining)
     weight = jnp.where(flex_costs.refilled, active, weight)
     pace = jnp.where(flex_costs.refilled, 1.0, pace)
     rows = jnp.sum(weight)
     gain, usual_gain = (
         jnp.maximum(pace * (rows + _accepted(x, weight)[num_drafts]) - rows, 0.0)
-        for x in (survival ** _hazard_ratio(history), usual)
+        for x in (trust * survival ** _hazard_ratio(history), usual)
     )  # [variants]
 
     plain_rate = rows / costs[0]
@@ -181,6 +195,12 @@ def _hazard_ratio(history: DraftHistory) -> jax.Array:
     """Rejections for each that was foretold, of the whole batch; scalar."""
     rejected, foretold = jnp.sum(history.rejected), jnp.sum(history.foretold)
     return (_PRIOR_RATIO * _PRIOR_FORETOLD + rejected) / (_PRIOR_FORETOLD + foretold)
+
+
+def _trust(history: DraftHistory) -> jax.Array:
+    """Accepted drafts for each that was promised, of the whole batch, at most 1; scalar."""
+    accepted, promised = jnp.sum(history.accepted), jnp.sum(history.promised)
+    return jnp.minimum((_PRIOR_PROMISED + accepted) / (_PRIOR_PROMISED + promised), 1.0)
 
 
 def _wait_for_last(usual: jax.Array, remaining: jax.Array) -> tuple[jax.Array, jax.Array]:
