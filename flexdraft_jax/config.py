@@ -210,6 +210,7 @@ class TargetConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
+            "",
             num_layers=(1, MAX_LAYERS),
             rms_norm_eps=POSITIVE,
             rope_theta=POSITIVE,

@@ -156,7 +156,7 @@ def _step_of(line: str) -> float:
         step = values["step"]
         if isinstance(step, int) and all(_is_metric(value) for value in values.values()):
             return step
-    except (AttributeError, LookupError, RecursionError, ValueError):
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         pass
     return math.inf
 

@@ -1,5 +1,6 @@
 """The compiled loop: frozen rows, one trace, an aliased cache, growth."""
 
+import dataclasses
 import re
 
 import jax
@@ -102,6 +103,13 @@ def test_rows_that_read_disturb_no_others(begin, draft, prompts):
     assert decoding.output().tokens[1] == [] and decoding.output().finish_reasons[1] == "running"
     decoding.advance(2)
     before, after = jax.device_get((undisturbed.state, decoding.state))
+    # What drafts are worth is learned from the whole batch.
+    before, after = (
+        dataclasses.replace(
+            state, history=dataclasses.replace(state.history, survival=None, promised=None)
+        )
+        for state in (before, after)
+    )
     others = [0, 2, 3, 5, 6, 7]
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old[others], new[others])

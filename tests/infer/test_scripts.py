@@ -154,12 +154,10 @@ def test_a_trace_shows_where_the_time_of_a_step_goes(
         ms = {line[0]: float(line[1]) for line in lines[3:] if len(line) == 7}
         step = ms.pop("step")
         assert sum(ms.values()) == pytest.approx(step, abs=0.001 * len(ms))
-        # Or the scopes are lost. At this size, much of a step is between operations.
-        assert ms["other operations"] < 0.3 * step
         drafting = schedule != "ar"
         names = {"shallow layers", "draft layers", "lm head", "acceptance", "cache write"}
         names |= {"mask tokens", "calibration", "drafts"} if drafting else set()
-        assert all(ms.get(name, 0) > 0 for name in names), ms
+        assert all(ms.get(name, 0) > 0 for name in names), ms  # Or the scopes are lost.
 
 
 @pytest.mark.parametrize("script", ["measure_steps", "benchmark"])
