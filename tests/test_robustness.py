@@ -92,6 +92,7 @@ def test_lines_are_read_or_refused(models, content):
             read(line)
 
 
+@pytest.mark.slow
 def test_the_fuzzer_runs() -> None:
     """A few tries of what is cheap."""
     quick = "config.json|weights of|a draft|tokenizer|step costs|plan|reports|overrides|names"

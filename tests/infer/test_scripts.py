@@ -139,6 +139,7 @@ def test_measured_steps_are_found_by_decoding(
     assert [(c.block_size, c.batch_size, c.num_slots) for c in found.costs] == [(4, 1, 32)]
 
 
+@pytest.mark.slow
 def test_a_trace_shows_where_the_time_of_a_step_goes(
     run_script, tmp_path, capsys, monkeypatch
 ) -> None:
