@@ -193,10 +193,11 @@ def emit(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> Decode
     Where the target's logits are NaN the bonus is no token (see `greedy_token`): it is left out,
     and the row is finished.
     """
-    slot = jnp.arange(state.block.tokens.shape[1])
-    drafts = jnp.roll(state.block.tokens, -1, axis=1)  # draft j + 1 in slot j
+    slot = jnp.arange(program.variants[-1].num_drafts + 1)
+    # Draft j + 1 in slot j; what is in the last one, behind all that can be accepted, is not read.
+    drafts = jnp.roll(state.block.tokens[:, : len(slot)], -1, axis=1)
     a = verdict.num_accepted[:, None]
-    emitted = jnp.where(slot < a, drafts, verdict.bonus[:, None])  # [B, n], valid up to slot a
+    emitted = jnp.where(slot < a, drafts, verdict.bonus[:, None])  # [B, v + 1], valid up to a
 
     remaining = (state.budget - state.num_emitted)[:, None]
     valid = (slot <= a) & (slot < remaining)
@@ -345,7 +346,7 @@ def _commit_and_emit(
     verdict: Verdict,
 ) -> DecodeState:
     """Commits, logs and emits; emitting comes last, as it finishes rows."""
-    return emit(program, _log(_commit(state, fresh, verdict), verdict), verdict)
+    return emit(program, _log(program, _commit(state, fresh, verdict), verdict), verdict)
 
 
 @jax.named_scope(StepPart.CACHE_WRITE)
@@ -361,17 +362,17 @@ def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict)
     )
 
 
-def _log(state: DecodeState, verdict: Verdict) -> DecodeState:
+def _log(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> DecodeState:
     """Counts the step and notes its a + 1 and v, and how good its drafts were."""
     block = state.block
     # A row that is finished writes behind the last entry, and mode="drop" discards it.
     entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])[:, None]
+    # Of what can have been verified alone: in the loop of plain steps nothing, which costs nothing.
+    survival = block.survival[:, : program.variants[-1].num_drafts]
     return dataclasses.replace(
         state,
         num_steps=state.num_steps + state.active,
-        history=note_verdict(
-            state.history, block.survival, block.verify_length, verdict.num_accepted
-        ),
+        history=note_verdict(state.history, survival, block.verify_length, verdict.num_accepted),
         acceptance_lengths=put_columns(
             state.acceptance_lengths, entry, verdict.num_accepted[:, None] + 1
         ),
