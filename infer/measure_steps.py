@@ -2,6 +2,7 @@
 
     python infer/measure_steps.py
     python infer/measure_steps.py --target DIR --draft DIR --dtype bfloat16 --batch_sizes 1,8,64
+    python infer/measure_steps.py --target DIR --draft DIR --mesh tensor=8
     python infer/measure_steps.py --trace DIR --batch_sizes 1,8
 
 Decoding finds the file by itself, under ~/.cache/flexdraft_jax or $FLEXDRAFT_JAX_PROFILES. Without
@@ -20,6 +21,7 @@ from flexdraft_jax.evaluation.highlight import make_console
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, integers, load_models
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS, random_models
 from flexdraft_jax.evaluation.step_costs import costs_table, measure_costs
+from flexdraft_jax.parallel.mesh import parse_mesh
 from flexdraft_jax.planning.step_trace import trace_tables
 
 _TARGET = flags.DEFINE_string(
@@ -27,6 +29,9 @@ _TARGET = flags.DEFINE_string(
 )
 _DRAFT = flags.DEFINE_string("draft", None, "Directory of the target's draft.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights in memory.")
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Spread the weights over devices, as in data=2,tensor=4; one device if left out."
+)
 _RANDOM_TARGET = flags.DEFINE_enum(
     "random_target",
     None,
@@ -37,7 +42,9 @@ flags.mark_flags_as_mutual_exclusive(["random_target", "target"])
 flags.mark_flags_as_mutual_exclusive(["random_target", "draft"])
 _BLOCK_SIZES = flags.DEFINE_list("block_sizes", [], "n; the draft's own if left out.")
 _BATCH_SIZES = flags.DEFINE_list(
-    "batch_sizes", ["1", "2", "4", "8", "16", "32"], "Rows decoded together."
+    "batch_sizes",
+    ["1", "2", "4", "8", "16", "32"],
+    "Rows decoded together, on all devices of a mesh.",
 )
 _NUM_SLOTS = flags.DEFINE_list("num_slots", ["256"], "Sizes of the cache.")
 _NUM_STEPS = flags.DEFINE_integer(
@@ -73,12 +80,13 @@ def main(argv: Sequence[str]) -> None:
         block_sizes = _BLOCK_SIZES.value and integers("block_sizes", _BLOCK_SIZES.value, smallest=2)
         batch_sizes = integers("batch_sizes", _BATCH_SIZES.value)
         slot_counts = integers("num_slots", _NUM_SLOTS.value)
+        mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
         if _RANDOM_TARGET.value:
             name = f"random weights {_RANDOM_TARGET.value}"
             n = block_sizes[0] if block_sizes else 8
-            target, draft = random_models(_RANDOM_TARGET.value, n, _DTYPE.value)
+            target, draft = random_models(_RANDOM_TARGET.value, n, _DTYPE.value, mesh)
         else:
-            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value)
+            models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
             if models.draft is None:
                 raise ValueError("--target without --draft: drafting is what is to be measured")
             name, target, draft = models.name, models.target, models.draft
@@ -97,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
                 console.print(table.to_rich())
             return
         path = pathlib.Path(
-            _OUTPUT.value or profile_path(target.config, draft.config, target.dtype)
+            _OUTPUT.value or profile_path(target.config, draft.config, target.dtype, mesh)
         )
         profile = Profile(())
         if path.exists():

@@ -89,8 +89,9 @@ class Decoding:
             return None
         rows = len(state.length) // row_devices(self.program.mesh)  # Of one device.
         costs = self.cost_model.at(rows, state.cache.num_slots)
+        draws = self.program.sampling != "greedy"
         cautious = [
-            costs.of(variant) * (_CAUTION if variant.drafts else 1.0)
+            costs.of(variant, draws) * (_CAUTION if variant.drafts else 1.0)
             for variant in self.program.variants
         ]
         # Of NumPy, so that they belong to no device of a mesh.

@@ -1,7 +1,7 @@
 """What decoding steps cost: measured on this machine where that was done, else estimated.
 
 A profile is a small JSON file that `infer/measure_steps.py` writes, one for each shape of target
-and draft, kind of device and dtype. Flex looks at ratios of costs alone.
+and draft, kind of device, dtype and way of spreading weights. Flex looks at ratios of costs alone.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flexdraft_jax.checkpoints import fields
@@ -24,6 +25,8 @@ from flexdraft_jax.parallel.devices import Device, find_device
 PROFILES_VARIABLE = "FLEXDRAFT_JAX_PROFILES"
 # Of whole calls: flex chooses among steps of the others.
 SCHEDULES = ("ar", "parallel", "sequential", "flex")
+# Milliseconds, for a cost whose measurement is lost in noise: it has to be positive.
+NEXT_TO_NOTHING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +53,13 @@ class StepCosts:
 
     Attributes:
         block_size: n.
-        batch_size: B.
+        batch_size: B; on a mesh, rows of one device.
         num_slots: S.
         verify: a verify pass and all that every step does, by number of drafts; 0 is a plain step.
         draft: the draft pass of the sequential schedule, its heads included.
         parallel: a parallel step, by number of drafts.
+        draw: how much longer it takes to draw one token of each row at random than to take the
+            most likely one; the rest is of greedy steps.
     """
 
     block_size: int
@@ -63,12 +68,15 @@ class StepCosts:
     verify: Mapping[int, float]
     draft: float
     parallel: Mapping[int, float]
+    draw: float = NEXT_TO_NOTHING
 
-    def of(self, variant: Variant) -> float:
-        """A whole step."""
+    def of(self, variant: Variant, draws: bool = False) -> float:
+        """A whole step; `draws` if it draws each candidate and each draft at random."""
+        drawn = variant.num_drafts + 1 + (self.block_size - 1 if variant.drafts else 0)
+        drawing = drawn * self.draw if draws else 0.0
         if variant.schedule == "parallel":
-            return self.parallel[variant.num_drafts]
-        return self.verify[variant.num_drafts] + (self.draft if variant.drafts else 0.0)
+            return self.parallel[variant.num_drafts] + drawing
+        return self.verify[variant.num_drafts] + (self.draft if variant.drafts else 0.0) + drawing
 
 
 def draft_buckets(block_size: int) -> tuple[int, ...]:
@@ -134,8 +142,14 @@ class Profile:
         return Profile(tuple(sizes[key] for key in sorted(sizes)))
 
 
-def profile_path(target: TargetConfig, draft: DraftConfig, dtype: DTypeLike) -> pathlib.Path:
-    """Where the profile of models of this shape is kept, on this kind of device."""
+def profile_path(
+    target: TargetConfig, draft: DraftConfig, dtype: DTypeLike, mesh: Mesh | None = None
+) -> pathlib.Path:
+    """Where the profile of models of this shape is kept, on this kind of device.
+
+    Of a mesh it depends on how weights are spread; copies of them (`data`) know nothing of each
+    other, and share a profile.
+    """
     directory = os.environ.get(PROFILES_VARIABLE) or pathlib.Path.home() / ".cache/flexdraft_jax"
     t, device = target, jax.devices()[0]
     sizes = {
@@ -153,7 +167,12 @@ def profile_path(target: TargetConfig, draft: DraftConfig, dtype: DTypeLike) -> 
         sizes |= {"X": t.experts.number, "k": t.experts.per_token}
     kind = f"cpu{os.cpu_count()}" if device.platform == "cpu" else device.device_kind
     shape = "".join(f"{axis}{size}" for axis, size in sizes.items())
-    name = f"{shape}-{kind.replace(' ', '_')}-{jnp.dtype(dtype).name}.json"
+    parts = [shape, kind.replace(" ", "_"), jnp.dtype(dtype).name]
+    if mesh is not None:
+        parts += [
+            f"{axis}{mesh.shape[axis]}" for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1
+        ]
+    name = f"{'-'.join(parts)}.json"
     return pathlib.Path(directory) / name
 
 
@@ -163,6 +182,7 @@ def find_profile(
     dtype: DTypeLike,
     profile: Profile | str | os.PathLike[str] | None,
     block_size: int,
+    mesh: Mesh | None,
 ) -> Profile | None:
     """The profile that a caller gave or named; else the one in its usual place, if there is one.
 
@@ -184,7 +204,7 @@ def find_profile(
             )
         return given
     try:
-        usual = profile_path(target, draft, dtype)
+        usual = profile_path(target, draft, dtype, mesh)
         there = usual.exists()
     except (OSError, RuntimeError):  # No home, or none that may be read.
         return None
@@ -251,7 +271,11 @@ class CostModel:
             }
             for part, by_v in (("verify", measured.verify), ("parallel", measured.parallel))
         }
-        return dataclasses.replace(here, draft=measured.draft * here.draft / there.draft, **scaled)
+        scaled |= {
+            part: getattr(measured, part) * getattr(here, part) / getattr(there, part)
+            for part in ("draft", "draw")
+        }
+        return dataclasses.replace(here, **scaled)
 
     def _estimate(self, batch_size: int, num_slots: int) -> StepCosts:
         return estimate_costs(
@@ -264,6 +288,8 @@ class CostModel:
 _CORE = Device(flops=120e9, bandwidth=15e9)
 _UNKNOWN = "NVIDIA A100"
 _LAYER_SECONDS = {"cpu": 20e-6, "gpu": 50e-6, "tpu": 5e-6}
+# Of one random number, for one token of the vocabulary.
+_NOISE_SECONDS = {"cpu": 10e-9, "gpu": 1e-12, "tpu": 10e-12}
 
 
 def estimate_costs(
@@ -336,6 +362,7 @@ def estimate_costs(
         verify={count: verify(count) for count in (0, *buckets)},
         draft=one_group + read_out + 1e3 * drafting * overhead,
         parallel={count: parallel(count) for count in buckets},
+        draw=1e3 * batch_size * t.vocab_size * _NOISE_SECONDS.get(device.platform, 1e-12),
     )
 
 
@@ -365,4 +392,5 @@ def _read_costs(entry: Mapping[str, Any], where: str) -> StepCosts:
         verify=by_count("verify", (0, *buckets)),
         draft=fields.number(entry, "draft", where=where),
         parallel=by_count("parallel", buckets),
+        draw=fields.number(entry, "draw", NEXT_TO_NOTHING, where=where),
     )

@@ -35,9 +35,10 @@ _PRIOR_PROMISED = 16.0
 # poor block at the start of an answer says little.
 _HOPE = 0.9
 # Steps without a draft before one is made to see whether drafting has come to pay: three quarters
-# of all steps of a row; but not fewer and not more than this, nor more than make that draft three
-# percent of their time; and only where as many tokens can follow.
-_PATIENCE, _LOOKING = (12, 255), 0.03
+# of all steps of a row; but not fewer and not more than this, nor more than make that draft a tenth
+# of their time where drafting nearly pays, and less where it does not: by this power of its rate
+# for that of plain steps. And only where as many tokens can follow.
+_PATIENCE, _LOOKING, _LOOKING_POWER = (12, 255), 0.1, 8.0
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
 # Standard deviations by which the last of B equal rows is late, in units of sqrt(2 log B).
@@ -184,7 +185,8 @@ def choose_variant(
     worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
     drafts = jnp.arange(len(variants)) > 0
     score = gain - rate * costs + worth * drafts
-    longest = jnp.clip((jnp.min(costs[1:]) / costs[0] - 1.0) / _LOOKING, *_PATIENCE)
+    looking = _LOOKING * jnp.minimum(drafting_rate / plain_rate, 1.0) ** _LOOKING_POWER
+    longest = jnp.clip((jnp.min(costs[1:]) / costs[0] - 1.0) / looking, *_PATIENCE)
     patience = jnp.clip(num_steps * 3 // 4, _PATIENCE[0], longest)
     due = (history.idle >= patience) & (remaining > history.idle)
     most_due = 2 * jnp.sum(active & due) > jnp.sum(active)

@@ -114,7 +114,7 @@ def choose_program(
         sampling = "coupled"  # Without drafts there is nothing to accept.
     elif schedule == "flex":
         find = functools.partial(
-            find_profile, target.config, draft.config, target.dtype, profile, block_size
+            find_profile, target.config, draft.config, target.dtype, profile, block_size, mesh
         )
         measured = gather_results(mesh, find)[0]  # All have to choose alike.
         cost_model = CostModel(target.config, draft.config, target.dtype, block_size, measured)

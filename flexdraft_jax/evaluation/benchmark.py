@@ -265,13 +265,13 @@ def _tie_finder(target: Target, settings: BenchmarkSettings, temperature: float)
 def _facts(target: Target, draft: Draft, settings: BenchmarkSettings) -> dict[str, Any]:
     """The environment, and whether flex knows what steps cost there."""
     n = settings.block_sizes[0]
-    profile = find_profile(target.config, draft.config, target.dtype, None, n)
+    mesh = mesh_of(target.params)
+    profile = find_profile(target.config, draft.config, target.dtype, None, n, mesh)
     measured = profile is not None and profile.nearest(n, 1, 1) is not None
     facts = environment() | {
         "dtype": str(target.dtype),
         "step costs of flex": "measured" if measured else "estimated",
     }
-    mesh = mesh_of(target.params)
     if mesh is not None:
         facts["mesh"] = describe_mesh(mesh)
     return facts

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from flexdraft_jax.decoding.batch import start
-from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
+from flexdraft_jax.decoding.costs import NEXT_TO_NOTHING, StepCosts, Variant, flex_buckets
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import Sizes
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, Spread, interleave, ratios, silent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
+from flexdraft_jax.parallel.mesh import mesh_of, row_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,13 @@ class StepVariant:
         schedule: "ar" drafts nothing, "parallel" and "sequential" draft the next block.
         block_size: n; 1 where nothing is ever drafted.
         num_drafts: how many the step verifies; n - 1 if None.
+        draws: whether tokens are drawn at random, at temperature 1.
     """
 
     schedule: str
     block_size: int
     num_drafts: int | None = None
+    draws: bool = False
 
     @property
     def compiled(self) -> Variant:
@@ -41,6 +44,7 @@ class StepVariant:
 
 
 PLAIN_STEP = StepVariant("ar", 1)
+_DRAWN = "a whole block, drawn at random"
 # Of a call of `StepTimer` that is told nothing else.
 _CALL_SECONDS, _FEWEST_STEPS, _MOST_STEPS = 0.1, 8, 64
 
@@ -130,7 +134,7 @@ def measure_costs(
         target: the model.
         draft: its draft.
         block_sizes: n.
-        batch_sizes: B.
+        batch_sizes: B, of all devices of a mesh.
         slot_counts: S of the cache.
         num_steps: in one call of the loop; see `StepTimer`.
         repeats: of every measurement; their median counts.
@@ -142,6 +146,7 @@ def measure_costs(
     Raises:
         ValueError: a cache without room, or `repeats` under 1.
     """
+    parts = row_devices(mesh_of(target.params))
     for block_size, batch_size, num_slots in itertools.product(
         block_sizes, batch_sizes, slot_counts
     ):
@@ -150,29 +155,29 @@ def measure_costs(
         largest = Variant("sequential", block_size - 1)
         variants = [Variant("ar", 0), *(Variant("ar", count) for count in buckets), largest]
         variants += [Variant("parallel", count) for count in buckets]
-        timers = {
-            str(variant): StepTimer(
-                target,
-                draft,
-                StepVariant(variant.schedule, block_size, variant.num_drafts),
-                batch_size,
-                num_slots,
-                num_steps,
-            )
+        measured = {
+            str(variant): StepVariant(variant.schedule, block_size, variant.num_drafts)
             for variant in variants
+        }
+        measured[_DRAWN] = StepVariant("ar", block_size, draws=True)
+        timers = {
+            name: StepTimer(target, draft, variant, batch_size, num_slots, num_steps)
+            for name, variant in measured.items()
         }
         times = interleave(timers, repeats)
         ms = {variant: 1e3 * statistics.median(times[str(variant)]) for variant in variants}
         without = times[str(Variant("ar", block_size - 1))]
         drafting = [a - b for a, b in zip(times[str(largest)], without, strict=True)]
+        drawing = [a - b for a, b in zip(times[_DRAWN], without, strict=True)]
         yield StepCosts(
             block_size,
-            batch_size,
+            -(-batch_size // parts),  # A batch is filled up until it divides.
             num_slots,
             verify={count: ms[Variant("ar", count)] for count in (0, *buckets)},
             # Noise can make a tiny difference negative.
-            draft=max(1e3 * statistics.median(drafting), 1e-6),
+            draft=max(1e3 * statistics.median(drafting), NEXT_TO_NOTHING),
             parallel={count: ms[Variant("parallel", count)] for count in buckets},
+            draw=max(1e3 * statistics.median(drawing) / block_size, NEXT_TO_NOTHING),
         )
 
 
@@ -186,7 +191,8 @@ def costs_table(costs: Sequence[StepCosts], title: str) -> Table:
     buckets = flex_buckets(costs[0].block_size)
 
     def line(c: StepCosts) -> tuple[str, ...]:
-        parts = [*(c.verify[v] for v in buckets), c.draft, *(c.parallel[v] for v in buckets)]
+        parts = [*(c.verify[v] for v in buckets), c.draft, c.draw]
+        parts += (c.parallel[v] for v in buckets)
         relative = (f"{part / c.verify[0]:.2f}" for part in parts)
         return (str(c.batch_size), str(c.num_slots), f"{c.verify[0]:.2f}", *relative)
 
@@ -198,11 +204,13 @@ def costs_table(costs: Sequence[StepCosts], title: str) -> Table:
             "plain step, ms",
             *(f"verify {v}" for v in buckets),
             "draft",
+            "draw",
             *(f"parallel {v}" for v in buckets),
         ),
         rows=[line(c) for c in costs],
         note=f"n = {costs[0].block_size}. In plain steps from the fourth column on; a sequential "
-        "step is a verify pass and a draft pass.",
+        "step is a verify pass and a draft pass. Each candidate and each draft takes one draw more "
+        "where tokens are drawn at random.",
     )
 
 
@@ -242,7 +250,12 @@ class StepTimer:
             raise ValueError(
                 f"num_slots={num_slots}: must be at least 2 * block_size={2 * block_size}"
             )
-        row = Request(prompt=(0,), max_new_tokens=num_slots - block_size, confidence_threshold=0.0)
+        row = Request(
+            prompt=(0,),
+            max_new_tokens=num_slots - block_size,
+            confidence_threshold=0.0,
+            temperature=float(variant.draws),
+        )
         decoding = start(
             target,
             draft,

@@ -1,10 +1,12 @@
 """What steps cost: profiles on disk, the nearest measurement, estimates."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
 import flexdraft_jax as fd
 from flexdraft_jax.decoding import costs as module
@@ -24,6 +26,7 @@ from flexdraft_jax.decoding.costs import (
     save_profile,
 )
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
+from flexdraft_jax.parallel.mesh import MESH_AXES
 
 # Qwen3-8B with a drafter of the published size.
 LARGE = fd.TargetConfig("qwen3", 151936, 4096, 12288, 36, 32, 8, 128)
@@ -70,6 +73,12 @@ def test_of_parallel_and_sequential_the_cheaper_is_compiled():
     assert COSTS.of(Variant("sequential", 0)) == 1.5
     assert COSTS.of(Variant("sequential", 3)) == 2.5
     assert COSTS.of(Variant("parallel", 3)) == 2.25
+    random = dataclasses.replace(COSTS, draw=0.125)
+    assert random.of(Variant("parallel", 3)) == 2.25
+    # One draw for each candidate, and one for each of three drafts.
+    assert random.of(Variant("ar", 0), draws=True) == 1.125
+    assert random.of(Variant("sequential", 0), draws=True) == 2.0
+    assert random.of(Variant("parallel", 3), draws=True) == 3.125
     always = (Variant("ar", 0), Variant("sequential", 0))
     assert flex_variants(COSTS) == (*always, Variant("parallel", 3))
     dearer = dataclasses.replace(COSTS, parallel={3: 2.6})
@@ -134,6 +143,21 @@ def test_the_usual_place_depends_on_what_costs_depend_on(monkeypatch, tmp_path, 
     use_device("gpu", "NVIDIA H100 80GB HBM3")
     others.append(profile_path(LARGE, LARGE_DRAFT, "bfloat16"))
     assert len({here, *others}) == 5
+
+
+def test_a_mesh_has_a_profile_of_its_own_unless_weights_are_whole(use_device):
+    use_device("tpu", "TPU v5 lite")
+
+    def path(*sizes: int):
+        return profile_path(LARGE, LARGE_DRAFT, "bfloat16", AbstractMesh(sizes, MESH_AXES))
+
+    one = profile_path(LARGE, LARGE_DRAFT, "bfloat16")
+    assert path(1, 1, 1) == path(8, 1, 1) == one
+    assert path(2, 1, 4) == path(1, 1, 4)
+    assert len({one, path(1, 1, 4), path(1, 1, 8), path(1, 4, 1)}) == 4
+
+
+def test_without_the_variable_profiles_are_in_the_home(monkeypatch, tmp_path):
     monkeypatch.delenv(PROFILES_VARIABLE)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert (
@@ -145,21 +169,22 @@ def test_a_profile_is_given_or_named_or_found(monkeypatch, tmp_path):
     monkeypatch.setenv(PROFILES_VARIABLE, str(tmp_path))
     models = LARGE, LARGE_DRAFT, "float32"
     profile = Profile((COSTS,))
-    assert find_profile(*models, None, 4) is None
-    assert find_profile(*models, profile, 4) is profile
+    find = functools.partial(find_profile, mesh=None)
+    assert find(*models, None, 4) is None
+    assert find(*models, profile, 4) is profile
     save_profile(profile, tmp_path / "named.json")
-    assert find_profile(*models, tmp_path / "named.json", 4) == profile
+    assert find(*models, tmp_path / "named.json", 4) == profile
     save_profile(profile, profile_path(*models))
-    assert find_profile(*models, None, 4) == profile
+    assert find(*models, None, 4) == profile
     with pytest.raises(ValueError, match="missing.json: not a profile"):
-        find_profile(*models, str(tmp_path / "missing.json"), 4)
+        find(*models, str(tmp_path / "missing.json"), 4)
     with pytest.raises(TypeError, match="profile=3: must be a Profile, a path or None"):
-        find_profile(*models, 3, 4)
+        find(*models, 3, 4)
     # What lies in the usual place may have other block sizes; what was asked for must not.
-    assert find_profile(*models, None, 8) == profile
+    assert find(*models, None, 8) == profile
     for given, name in ((profile, ""), (tmp_path / "named.json", "='.*named.json'")):
         with pytest.raises(ValueError, match=rf"profile{name}: .* block_size=8, only of \[4\]"):
-            find_profile(*models, given, 8)
+            find(*models, given, 8)
 
 
 def test_what_was_measured_counts_and_sizes_between_are_scaled():
@@ -226,4 +251,4 @@ def test_a_home_that_is_none_has_no_profile(monkeypatch):
 
     monkeypatch.delenv(PROFILES_VARIABLE)
     monkeypatch.setattr(module.pathlib.Path, "home", no_home)
-    assert find_profile(LARGE, LARGE_DRAFT, "float32", None, 16) is None
+    assert find_profile(LARGE, LARGE_DRAFT, "float32", None, 16, None) is None

@@ -183,10 +183,13 @@ def test_drafting_is_tried_again_after_a_while():
     for idle, num_steps in [(12, 10), (75, 100), (255, 1000)]:
         assert tries([idle], num_steps, remaining=256)
         assert not tries([idle - 1], num_steps, remaining=256)
-    # More often where a draft costs less: this one as much as two plain steps.
-    cheap = chosen([1.0, 3.0, 9.0, 9.0], curve, np.zeros(4), idle=[67], num_steps=999, remaining=99)
-    early = chosen([1.0, 3.0, 9.0, 9.0], curve, np.zeros(4), idle=[66], num_steps=999, remaining=99)
-    assert DRAFTS[cheap] and not DRAFTS[early]
+    # More often where drafting nearly pays: 3.4 tokens a step, for so many plain steps.
+    for cost, first in ((3.6, 32), (3.8, 49), (4.2, 109)):
+        tried = functools.partial(
+            chosen, [1.0, 3.0, cost, 9.0], [0.9, 0.8, 0.7, 0.0], np.zeros(4), num_steps=999
+        )
+        assert DRAFTS[tried(idle=[first], remaining=256)]
+        assert not DRAFTS[tried(idle=[first - 1], remaining=256)]
     # When most rows find it is time, and not for the sake of a row that has ended.
     assert not tries([12, 11, 11], 12, remaining=30) and tries([12, 12, 11], 12, remaining=30)
     assert not tries([12, 0], 12, remaining=[0, 30])

@@ -73,6 +73,7 @@ def test_parts_of_a_step_come_from_whole_steps(models, monkeypatch) -> None:
         StepVariant("ar", 4, 3): 0.002,
         StepVariant("sequential", 4, 3): 0.005,
         StepVariant("parallel", 4, 3): 0.004,
+        StepVariant("ar", 4, draws=True): 0.0024,
     }
 
     def timer(target, draft, variant, batch_size, num_slots, num_steps):
@@ -83,10 +84,15 @@ def test_parts_of_a_step_come_from_whole_steps(models, monkeypatch) -> None:
         models.target, models.draft, block_sizes=[4], batch_sizes=[1, 2], slot_counts=[32]
     )
     assert (one.verify, one.draft, one.parallel) == ({0: 1.0, 3: 2.0}, pytest.approx(3.0), {3: 4.0})
+    assert one.draw == pytest.approx(0.1)
     assert (two.block_size, two.batch_size, two.num_slots, two.verify[3]) == (4, 2, 32, 4.0)
+    # On a mesh they are those of the rows of one device.
+    monkeypatch.setattr(step_costs, "row_devices", lambda mesh: 2)
+    sizes = measure_costs(models.target, models.draft, block_sizes=[4], batch_sizes=[1, 4])
+    assert [costs.batch_size for costs in sizes] == [1, 2]
     table = costs_table([one, two], "Costs")
-    assert table.rows[0] == ("1", "32", "1.00", "2.00", "3.00", "4.00")
-    assert len(table.columns) == 6
+    assert table.rows[0] == ("1", "32", "1.00", "2.00", "3.00", "0.10", "4.00")
+    assert len(table.columns) == 7
 
 
 def test_a_timed_step_is_the_one_that_was_asked_for(models) -> None:

@@ -67,7 +67,7 @@ def _profile(rng: random.Random, folder: Path) -> Trial:
 
     def run() -> None:
         load_profile(path)
-        profile = find_profile(tiny.CONFIG, _DRAFT, jnp.float32, path, 4)
+        profile = find_profile(tiny.CONFIG, _DRAFT, jnp.float32, path, 4, None)
         at = CostModel(tiny.CONFIG, _DRAFT, jnp.float32, 4, profile).at(2, 128)
         numbers = [at.draft, *at.verify.values(), *at.parallel.values()]
         assert all(0 < x < math.inf for x in numbers), f"costs {numbers}"

@@ -134,7 +134,7 @@ def test_measured_steps_are_found_by_decoding(
     (path,) = tmp_path.iterdir()
     target = fd.load_target(directory / "target")
     draft = fd.load_draft(directory / "draft", target)
-    found = find_profile(target.config, draft.config, target.dtype, None, 4)
+    found = find_profile(target.config, draft.config, target.dtype, None, 4, None)
     assert found == load_profile(path)
     assert [(c.block_size, c.batch_size, c.num_slots) for c in found.costs] == [(4, 1, 32)]
 
