@@ -71,7 +71,7 @@ _SAMPLING = flags.DEFINE_enum(
 )
 _RAW = flags.DEFINE_bool("raw", False, "Take prompts as they are, without the chat template.")
 _ATTENTION = flags.DEFINE_enum(
-    "attention", "reference", list(BACKENDS), "To the cache; pallas is a kernel for TPUs, untimed."
+    "attention", "reference", list(BACKENDS), "To the cache; pallas is a kernel for TPUs and GPUs."
 )
 _TEMPLATE_KWARGS = flags.DEFINE_string(
     "template_kwargs", "{}", "Variables of the chat template, as a JSON object."

@@ -82,7 +82,7 @@ _SAMPLING = flags.DEFINE_enum(
     "the same seed, rejection tokens of the same law, a little faster.",
 )
 _ATTENTION = flags.DEFINE_enum(
-    "attention", "reference", list(BACKENDS), "To the cache; pallas is a kernel for TPUs, untimed."
+    "attention", "reference", list(BACKENDS), "To the cache; pallas is a kernel for TPUs and GPUs."
 )
 _COMPARE = flags.DEFINE_bool("compare", False, "Decode plainly too, and compare tokens and speed.")
 _HIGHLIGHT = flags.DEFINE_bool("highlight", False, "Mark accepted drafts in the text.")

@@ -47,7 +47,7 @@ _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", ["float32", "bfloat16"], "Of both steps."
 )
 _ATTENTION = flags.DEFINE_enum(
-    "attention", "reference", list(BACKENDS), "Of clean tokens in our step; pallas is for TPUs."
+    "attention", "reference", list(BACKENDS), "Of clean tokens in our step; pallas: TPUs, GPUs."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Of both steps, interleaved.")
 _JSON = flags.DEFINE_string("json", None, "Write everything measured to this file.")

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from flexdraft_jax.models.cache import KeysValues
 from flexdraft_jax.models.layers import precision
-from flexdraft_jax.models.masks import Span
+from flexdraft_jax.models.masks import MASKED, Span
 from flexdraft_jax.models.scopes import StepPart
-from flexdraft_jax.models.span_kernel import MASKED, attend_to_spans
+from flexdraft_jax.models.span_kernel import attend_to_spans
 
 # Of queries whose scores exist at once: attention to a long row takes the memory of so many.
 _QUERIES_AT_ONCE = 512
@@ -30,8 +30,8 @@ class Backend:
 
     Attributes:
         name: "reference" is made of XLA's own operations. It reads every slot of the cache.
-            "pallas" is a kernel for TPUs that reads what is seen, in blocks of 512 keys; elsewhere
-            it is interpreted, which is slow. It has no gradient. GPUs have no kernel of their own.
+            "pallas" is a kernel for TPUs or NVIDIA GPUs that reads what is seen, in blocks of
+            keys; elsewhere it is interpreted, which is slow. It has no gradient.
         mesh: that the arrays lie on, None for one device. XLA spreads its own operations by
             itself; the kernel has to be told.
     """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexdraft_jax.models import attention, masks, span_kernel
+from flexdraft_jax.models import attention, masks, span_kernel, span_kernel_gpu, span_kernel_tpu
 from flexdraft_jax.models.attention import Backend, Part, attend
 from flexdraft_jax.models.cache import KeysValues
 from flexdraft_jax.parallel.mesh import make_mesh
@@ -16,11 +16,18 @@ PALLAS = Backend("pallas")
 HEADS, HEAD_DIM = 6, 8
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Several blocks of keys and tiles of queries to a row, the last of each of them not full."""
-    monkeypatch.setattr(span_kernel, "_BLOCK", 16)
-    monkeypatch.setattr(span_kernel, "_TILE", 8)
+@pytest.fixture(params=["tpu", "gpu"])
+def kernel(request, monkeypatch):
+    """Each kernel, with several blocks of keys and tiles of queries, the last of each not full."""
+    if request.param == "tpu":
+        monkeypatch.setattr(span_kernel_tpu, "_BLOCK", 16)
+        monkeypatch.setattr(span_kernel_tpu, "_TILE", 8)
+        return
+    monkeypatch.setattr(span_kernel_gpu, "_BLOCK", 16)
+    monkeypatch.setattr(span_kernel_gpu, "_TILE", 16)
+    monkeypatch.setattr(span_kernel_gpu, "_PROGRAMS", 40)  # Two splits of the keys, or one.
+    interpreted = functools.partial(span_kernel_gpu.attend_on_gpu, interpret=True)
+    monkeypatch.setattr(span_kernel, "_on_any_platform", interpreted)
 
 
 def normal(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
@@ -35,7 +42,7 @@ def keys_values(seed: int, kv_heads: int, num_keys: int, batch: int, dtype) -> K
 @pytest.mark.parametrize("window", [None, 11], ids=["full", "window"])
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-def test_decoding_by_the_kernel(small_blocks, window, kv_heads, dtype, tolerance):
+def test_decoding_by_the_kernel(kernel, window, kv_heads, dtype, tolerance):
     """Cache, candidates and mask groups, in rows of any length: also none, and all slots."""
     slots, candidates, groups, n = 40, 3, 3, 2
     length = jnp.array([0, 1, 16, 17, 39, 40])
@@ -70,7 +77,7 @@ def test_decoding_by_the_kernel(small_blocks, window, kv_heads, dtype, tolerance
 
 
 @pytest.mark.parametrize("window", [None, 11], ids=["full", "window"])
-def test_packed_rows_by_the_kernel(small_blocks, window):
+def test_packed_rows_by_the_kernel(kernel, window):
     segments = jnp.array([[1] * 3 + [2] * 20 + [3] * 14, [1] * 30 + [0] * 7])
     part = Part(keys_values(1, 2, 37, 2, jnp.float32), masks.segment_span(segments, window))
     queries = normal(3, 2, 37, HEADS, HEAD_DIM)
@@ -82,10 +89,27 @@ def test_packed_rows_by_the_kernel(small_blocks, window):
 def test_the_kernel_fetches_no_block_outside_the_spans():
     """By their numbers: what is fetched is what the index map names."""
     ends = jnp.array([[[0, 0], [0, 1], [5, 40], [20, 33], [7, 7]], [[0, 0]] * 5])
-    first, count = span_kernel._blocks_of_tiles(ends, num_keys=40, block=16, tile=2)
+    first, count = span_kernel_tpu._blocks_of_tiles(ends, num_keys=40, block=16, tile=2)
     np.testing.assert_array_equal(first[:3], [0, 0, 2])
     np.testing.assert_array_equal(count, [1, 3, 0, 0, 0, 0])
     assert np.all((first >= 0) & (first < 3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("head_dim, slots", [(128, 2048), (96, 700)])
+def test_it_lowers_to_triton_for_gpus(dtype, head_dim, slots):
+    """As far as that goes without a GPU: what Triton refuses is refused here."""
+
+    def to_cache(queries, keys, values, length):
+        span = masks.prefix_span(length, length[:, None] + jnp.arange(16), 300)
+        return attend(queries, [Part(KeysValues(keys, values), span)], PALLAS)
+
+    cache = jax.ShapeDtypeStruct((2, 8, slots, head_dim), dtype)
+    queries = jax.ShapeDtypeStruct((2, 16, 32, head_dim), dtype)
+    length = jax.ShapeDtypeStruct((2,), jnp.int32)
+    traced = jax.jit(to_cache).trace(queries, cache, cache, length)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("xla.gpu.triton") == 1
 
 
 @pytest.mark.parametrize("num_queries", [16, 19])
