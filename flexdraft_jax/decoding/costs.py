@@ -289,7 +289,7 @@ _CORE = Device(flops=120e9, bandwidth=15e9)
 _UNKNOWN = "NVIDIA A100"
 _LAYER_SECONDS = {"cpu": 20e-6, "gpu": 50e-6, "tpu": 5e-6}
 # Of one random number, for one token of the vocabulary.
-_NOISE_SECONDS = {"cpu": 10e-9, "gpu": 1e-12, "tpu": 10e-12}
+_NOISE_SECONDS = {"cpu": 12e-9, "gpu": 1e-12, "tpu": 10e-12}
 
 
 def estimate_costs(
