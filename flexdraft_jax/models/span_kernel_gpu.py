@@ -3,6 +3,8 @@
 A program takes a tile of the queries that share a key/value head and walks over the blocks of keys
 that they see, with an online softmax. Few rows would leave most of a GPU idle: their keys are split
 among several programs, and XLA merges what those found (Flash-Decoding).
+
+JAX 0.11 warns that Pallas will drop Triton for Mosaic GPU; to move there takes a GPU to try it on.
 """
 
 import functools

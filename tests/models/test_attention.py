@@ -95,6 +95,7 @@ def test_the_kernel_fetches_no_block_outside_the_spans():
     assert np.all((first >= 0) & (first < 3))
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("head_dim, slots", [(128, 2048), (96, 700)])
 def test_it_lowers_to_triton_for_gpus(dtype, head_dim, slots):
