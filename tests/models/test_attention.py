@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from flexdraft_jax.models import attention, masks, span_kernel, span_kernel_gpu, span_kernel_tpu
 from flexdraft_jax.models.attention import Backend, Part, attend
@@ -108,8 +109,10 @@ def test_it_lowers_to_triton_for_gpus(dtype, head_dim, slots):
     cache = jax.ShapeDtypeStruct((2, 8, slots, head_dim), dtype)
     queries = jax.ShapeDtypeStruct((2, 16, 32, head_dim), dtype)
     length = jax.ShapeDtypeStruct((2,), jnp.int32)
-    traced = jax.jit(to_cache).trace(queries, cache, cache, length)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=gpu)):
+        traced = jax.jit(to_cache).trace(queries, cache, cache, length)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == 1
 
 
