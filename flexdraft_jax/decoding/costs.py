@@ -59,7 +59,7 @@ class StepCosts:
         draft: the draft pass of the sequential schedule, its heads included.
         parallel: a parallel step, by number of drafts.
         draw: how much longer it takes to draw one token of each row at random than to take the
-            most likely one; the rest is of greedy steps.
+            most likely one; the rest is of greedy steps. Next to nothing is unknown.
     """
 
     block_size: int
@@ -271,10 +271,9 @@ class CostModel:
             }
             for part, by_v in (("verify", measured.verify), ("parallel", measured.parallel))
         }
-        scaled |= {
-            part: getattr(measured, part) * getattr(here, part) / getattr(there, part)
-            for part in ("draft", "draw")
-        }
+        scaled["draft"] = measured.draft * here.draft / there.draft
+        if measured.draw > NEXT_TO_NOTHING:
+            scaled["draw"] = measured.draw * here.draw / there.draw
         return dataclasses.replace(here, **scaled)
 
     def _estimate(self, batch_size: int, num_slots: int) -> StepCosts:
@@ -317,6 +316,7 @@ def estimate_costs(
     device = jax.devices()[0]
     speed = _speed(device, dtype)
     overhead = _LAYER_SECONDS.get(device.platform, 0.0)
+    noise = _NOISE_SECONDS.get(device.platform, _NOISE_SECONDS["gpu"])
     item = jnp.dtype(dtype).itemsize
 
     def milliseconds(read: int, multiplied: int, tokens: int, attending: int) -> float:
@@ -362,7 +362,7 @@ def estimate_costs(
         verify={count: verify(count) for count in (0, *buckets)},
         draft=one_group + read_out + 1e3 * drafting * overhead,
         parallel={count: parallel(count) for count in buckets},
-        draw=1e3 * batch_size * t.vocab_size * _NOISE_SECONDS.get(device.platform, 1e-12),
+        draw=1e3 * batch_size * t.vocab_size * noise,
     )
 
 

@@ -77,8 +77,8 @@ def generate(
         profile: measured costs of steps for "flex", or a file of them. None takes the one that
             `infer/measure_steps.py` has written for this model and device, or estimates.
         attention: what computes attention to the cache. "reference" runs anywhere; "pallas" is a
-            kernel for TPUs or GPUs that reads of each row what is there, which nobody has timed
-            yet.
+            kernel for TPUs or NVIDIA GPUs that reads of each row what is there; nobody has timed
+            it yet.
         mesh: that the weights lie on; None takes it from them. Rows that are missing until they
             divide among its devices are made up. Where it spans several processes, all of them make
             the call together, each with prompts of its own, and the other arguments alike; each

@@ -134,7 +134,7 @@ def measure_costs(
         target: the model.
         draft: its draft.
         block_sizes: n.
-        batch_sizes: B, of all devices of a mesh.
+        batch_sizes: B, of all devices of a mesh, filled up until it divides among them.
         slot_counts: S of the cache.
         num_steps: in one call of the loop; see `StepTimer`.
         repeats: of every measurement; their median counts.
@@ -147,9 +147,9 @@ def measure_costs(
         ValueError: a cache without room, or `repeats` under 1.
     """
     parts = row_devices(mesh_of(target.params))
-    for block_size, batch_size, num_slots in itertools.product(
-        block_sizes, batch_sizes, slot_counts
-    ):
+    rows_of_device = dict.fromkeys(-(-batch_size // parts) for batch_size in batch_sizes)
+    for block_size, rows, num_slots in itertools.product(block_sizes, rows_of_device, slot_counts):
+        batch_size = rows * parts
         progress(f"step costs, n = {block_size}, batch {batch_size}, {num_slots} cache slots")
         buckets = flex_buckets(block_size)
         largest = Variant("sequential", block_size - 1)
@@ -171,7 +171,7 @@ def measure_costs(
         drawing = [a - b for a, b in zip(times[_DRAWN], without, strict=True)]
         yield StepCosts(
             block_size,
-            -(-batch_size // parts),  # A batch is filled up until it divides.
+            rows,
             num_slots,
             verify={count: ms[Variant("ar", count)] for count in (0, *buckets)},
             # Noise can make a tiny difference negative.
@@ -199,7 +199,7 @@ def costs_table(costs: Sequence[StepCosts], title: str) -> Table:
     return Table(
         title=title,
         columns=(
-            "batch",
+            "rows of a device",
             "cache slots",
             "plain step, ms",
             *(f"verify {v}" for v in buckets),

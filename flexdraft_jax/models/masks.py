@@ -21,7 +21,6 @@ from flexdraft_jax.models.scopes import StepPart
 
 _Array = TypeVar("_Array", jax.Array, np.ndarray)
 
-
 # Score of a key that is not seen. Finite, so that a part of the keys that shows nothing gets weight
 # exp(MASKED - max) = 0 and no NaN.
 MASKED = -1e30

@@ -194,7 +194,7 @@ class DraftStepConfig:
     chunk: int = 0  # Mask groups of each row worked off at a time, 0 all: bounds logits' memory.
     remat: bool = False  # Recompute draft layers in the backward pass; allows a larger chunk.
     # Of clean tokens among each other, which needs no gradient. "pallas" is a kernel for TPUs or
-    # GPUs that keeps no scores in memory and skips what a token does not see; untimed as yet.
+    # NVIDIA GPUs that keeps no scores in memory and skips what a token does not see; it is untimed.
     attention: Literal["reference", "pallas"] = "reference"
 
     def __post_init__(self) -> None:

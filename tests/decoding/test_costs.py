@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh
 import flexdraft_jax as fd
 from flexdraft_jax.decoding import costs as module
 from flexdraft_jax.decoding.costs import (
+    NEXT_TO_NOTHING,
     PROFILES_VARIABLE,
     CostModel,
     Profile,
@@ -31,7 +32,7 @@ from flexdraft_jax.parallel.mesh import MESH_AXES
 # Qwen3-8B with a drafter of the published size.
 LARGE = fd.TargetConfig("qwen3", 151936, 4096, 12288, 36, 32, 8, 128)
 LARGE_DRAFT = fd.DraftConfig(num_draft_layers=5, block_size=16, calibration_rank=1024)
-COSTS = StepCosts(4, 2, 128, {0: 1.0, 3: 2.0}, 0.5, {3: 2.25})
+COSTS = StepCosts(4, 2, 128, {0: 1.0, 3: 2.0}, 0.5, {3: 2.25}, draw=0.125)
 
 
 @dataclasses.dataclass
@@ -73,12 +74,10 @@ def test_of_parallel_and_sequential_the_cheaper_is_compiled():
     assert COSTS.of(Variant("sequential", 0)) == 1.5
     assert COSTS.of(Variant("sequential", 3)) == 2.5
     assert COSTS.of(Variant("parallel", 3)) == 2.25
-    random = dataclasses.replace(COSTS, draw=0.125)
-    assert random.of(Variant("parallel", 3)) == 2.25
     # One draw for each candidate, and one for each of three drafts.
-    assert random.of(Variant("ar", 0), draws=True) == 1.125
-    assert random.of(Variant("sequential", 0), draws=True) == 2.0
-    assert random.of(Variant("parallel", 3), draws=True) == 3.125
+    assert COSTS.of(Variant("ar", 0), draws=True) == 1.125
+    assert COSTS.of(Variant("sequential", 0), draws=True) == 2.0
+    assert COSTS.of(Variant("parallel", 3), draws=True) == 3.125
     always = (Variant("ar", 0), Variant("sequential", 0))
     assert flex_variants(COSTS) == (*always, Variant("parallel", 3))
     dearer = dataclasses.replace(COSTS, parallel={3: 2.6})
@@ -196,6 +195,8 @@ def test_what_was_measured_counts_and_sizes_between_are_scaled():
     measured = model(Profile((COSTS, larger)))
     assert measured.at(2, 128) == COSTS
     assert measured.at(16, 128) == larger
+    unknown = Profile((dataclasses.replace(COSTS, draw=NEXT_TO_NOTHING),))
+    assert model(unknown).at(2, 128).draw == estimated.at(2, 128).draw
     near = measured.at(32, 256)
     factor = estimated.at(32, 256).verify[3] / estimated.at(16, 128).verify[3]
     assert factor > 1 and near.verify[3] == pytest.approx(9.0 * factor)

@@ -69,7 +69,7 @@ def _profile(rng: random.Random, folder: Path) -> Trial:
         load_profile(path)
         profile = find_profile(tiny.CONFIG, _DRAFT, jnp.float32, path, 4, None)
         at = CostModel(tiny.CONFIG, _DRAFT, jnp.float32, 4, profile).at(2, 128)
-        numbers = [at.draft, *at.verify.values(), *at.parallel.values()]
+        numbers = [at.draft, at.draw, *at.verify.values(), *at.parallel.values()]
         assert all(0 < x < math.inf for x in numbers), f"costs {numbers}"
 
     return Trial(run, (path.name,), repr(path.read_bytes()[:3000]))
