@@ -42,9 +42,6 @@ ALL_STEPS = np.iinfo(np.int32).max
 _ALL_ROWS = slice(None)
 # Sizes of the cache that are compiled for ahead, the present one among them.
 _SIZES_AHEAD = 3
-# Costs are known to some percent. A draft in vain costs more than one that was left out where it
-# would just have paid, so flex takes drafting for so much dearer.
-_CAUTION = 1.05
 
 
 @dataclasses.dataclass
@@ -90,12 +87,10 @@ class Decoding:
         rows = len(state.length) // row_devices(self.program.mesh)  # Of one device.
         costs = self.cost_model.at(rows, state.cache.num_slots)
         draws = self.program.sampling != "greedy"
-        cautious = [
-            costs.of(variant, draws) * (_CAUTION if variant.drafts else 1.0)
-            for variant in self.program.variants
-        ]
         # Of NumPy, so that they belong to no device of a mesh.
-        of_each: Any = np.array(cautious, np.float32)
+        of_each: Any = np.array(
+            [costs.of(variant, draws) for variant in self.program.variants], np.float32
+        )
         refilled: Any = np.array(self.refilled)
         return FlexCosts(of_each, refilled)
 

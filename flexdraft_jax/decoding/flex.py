@@ -34,15 +34,13 @@ _PRIOR_PROMISED = 16.0
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
 _HOPE = 0.9
-# Steps without a draft before one is made to see whether drafting has come to pay: three quarters
-# of all steps of a row; but not fewer and not more than this, nor more than make that draft a tenth
-# of their time where drafting nearly pays, and less where it does not: by this power of its rate
-# for that of plain steps. And only where as many tokens can follow.
-_PATIENCE, _LOOKING, _LOOKING_POWER = (12, 255), 0.1, 8.0
+# Steps without a draft before one is made to see whether drafting has come to pay: so many that it
+# takes a tenth of their time where drafting nearly pays, and less where it does not, by this power
+# of its rate for that of plain steps; but not fewer and not more than this, and only where as many
+# tokens can follow.
+_LOOKING, _LOOKING_POWER, _PATIENCE = 0.1, 16.0, (12, 255)
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
-# Standard deviations by which the last of B equal rows is late, in units of sqrt(2 log B).
-_LATENESS = 0.5
 
 
 @flax.struct.dataclass
@@ -142,7 +140,6 @@ def choose_variant(
     history: DraftHistory,
     survival: jax.Array,
     remaining: jax.Array,
-    num_steps: jax.Array,
 ) -> jax.Array:
     """Index of the step that earns the most.
 
@@ -164,7 +161,6 @@ def choose_variant(
         history: of the rows.
         survival: [B, n - 1] of the block that is there.
         remaining: [B] tokens that each row may still emit; 0 of one that has ended.
-        num_steps: [B] of each row until now.
     """
     costs, active = flex_costs.costs, remaining > 0
     num_drafts = jnp.array([variant.num_drafts for variant in variants])
@@ -186,8 +182,7 @@ def choose_variant(
     drafts = jnp.arange(len(variants)) > 0
     score = gain - rate * costs + worth * drafts
     looking = _LOOKING * jnp.minimum(drafting_rate / plain_rate, 1.0) ** _LOOKING_POWER
-    longest = jnp.clip((jnp.min(costs[1:]) / costs[0] - 1.0) / looking, *_PATIENCE)
-    patience = jnp.clip(num_steps * 3 // 4, _PATIENCE[0], longest)
+    patience = jnp.clip((jnp.min(costs[1:]) / costs[0] - 1.0) / looking, *_PATIENCE)
     due = (history.idle >= patience) & (remaining > history.idle)
     most_due = 2 * jnp.sum(active & due) > jnp.sum(active)
     return jnp.argmax(jnp.where(most_due & ~drafts, -jnp.inf, score))
@@ -221,7 +216,8 @@ def _wait_for_last(usual: jax.Array, remaining: jax.Array) -> tuple[jax.Array, j
     variance = jnp.maximum(second - (mean - 1.0) ** 2, 0.0)
     left = remaining / mean  # Steps.
     weight = (left / jnp.maximum(jnp.max(left), 1.0)) ** _SLOWNESS_POWER
-    lateness = _LATENESS * jnp.sqrt(2.0 * jnp.log(jnp.maximum(jnp.sum(weight), 1.0)))
+    # Standard deviations by which the last of so many rows is late.
+    lateness = jnp.sqrt(2.0 * jnp.log(jnp.maximum(jnp.sum(weight), 1.0)))
     last = jnp.max(left + lateness * jnp.sqrt(left * variance) / mean)
     return weight, jnp.max(left) / jnp.maximum(last, 1e-9)
 

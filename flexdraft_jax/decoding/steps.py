@@ -73,12 +73,7 @@ def next_variant(
         return jnp.sum(smaller < longest)
     remaining = jnp.where(state.active, state.budget - state.num_emitted, 0)
     return choose_variant(
-        program.variants,
-        flex_costs,
-        state.history,
-        state.block.survival,
-        remaining,
-        state.num_steps,
+        program.variants, flex_costs, state.history, state.block.survival, remaining
     )
 
 

@@ -79,7 +79,7 @@ def measure_decoding(
     near_ties: NearTies | None = None,
     progress: Progress = silent,
 ) -> list[DecodeRow]:
-    """Decodes all prompts with every method; the methods take turns.
+    """Decodes all prompts with every method; the methods take turns at each batch.
 
     Args:
         methods: the first is what the others are compared to.
@@ -103,9 +103,12 @@ def measure_decoding(
     for method in methods:
         progress(f"{where}, {method.label}: compiling and warming up")
         calls[method.label] = _first_call(method, batches)
-    timers = {method.label: _timer(method, batches) for method in methods}
     progress(f"{where}: {repeats} repeats")
-    times = interleave(timers, repeats)
+    times = {method.label: [0.0] * repeats for method in methods}
+    for batch in batches:  # So that what is compared is measured close together.
+        timers = {method.label: _timer(method, batch) for method in methods}
+        for label, values in interleave(timers, repeats).items():
+            times[label] = [a + b for a, b in zip(times[label], values, strict=True)]
     more = {}
     if details:
         progress(f"{where}: first tokens, drafts and memory")
@@ -167,8 +170,8 @@ def _first_call(method: Method, batches: Sequence[Batch]) -> _Call:
     return _Call(tokens, [row for _, lengths in answers for row in lengths if row], elapsed)
 
 
-def _timer(method: Method, batches: Sequence[Batch]) -> Callable[[], float]:
-    return lambda: seconds(lambda: [method.decode(batch) for batch in batches])
+def _timer(method: Method, batch: Batch) -> Callable[[], float]:
+    return lambda: seconds(lambda: method.decode(batch))
 
 
 def _num_equal(tokens: Tokens, plain: Tokens) -> int:

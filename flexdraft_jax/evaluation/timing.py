@@ -53,15 +53,19 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread
 def interleave(timers: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Calls every timer in turn, `repeats` times over, and collects what they return.
 
+    Each repeat begins with another one, as what comes before a measurement may weigh on it.
+
     Raises:
         ValueError: `repeats` under 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: must be at least 1")
-    values: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(repeats):
-        for name, timer in timers.items():
-            values[name].append(timer())
+    names = list(timers)
+    values: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(repeats):
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            values[name].append(timers[name]())
     return values
 
 

@@ -31,11 +31,11 @@ DRAFTS = [variant.drafts for variant in VARIANTS]
 
 
 @functools.partial(jax.jit, static_argnames="variants")
-def choose(flex_costs, history, survival, remaining, num_steps, variants=VARIANTS):
-    return choose_variant(variants, flex_costs, history, survival, remaining, num_steps)
+def choose(flex_costs, history, survival, remaining, variants=VARIANTS):
+    return choose_variant(variants, flex_costs, history, survival, remaining)
 
 
-def chosen(costs, usual, now, *, remaining=10, num_steps=0, refilled=True, **history) -> int:
+def chosen(costs, usual, now, *, remaining=10, refilled=True, **history) -> int:
     """Index of the choice, for rows with these usual curves and these blocks, [B, n - 1] each.
 
     Unless `history` says otherwise, confidence has proved right a million times.
@@ -49,8 +49,8 @@ def chosen(costs, usual, now, *, remaining=10, num_steps=0, refilled=True, **his
         **{name: jnp.asarray(value, jnp.float32) for name, value in history.items()},
     )
     flex_costs = FlexCosts(jnp.asarray(costs, jnp.float32), jnp.asarray(refilled))
-    remaining, num_steps = (jnp.broadcast_to(jnp.asarray(x), rows) for x in (remaining, num_steps))
-    return int(choose(flex_costs, known, jnp.asarray(now), remaining, num_steps))
+    remaining = jnp.broadcast_to(jnp.asarray(remaining), rows)
+    return int(choose(flex_costs, known, jnp.asarray(now), remaining))
 
 
 def best_rate(costs, tokens) -> float:
@@ -162,7 +162,7 @@ def test_a_draft_that_is_sure_and_wrong_is_soon_left_alone():
     costs, sure = jnp.array([1.0, 1.9, 2.8, 3.9]), jnp.ones((1, 4))
     flex_costs = FlexCosts(costs, jnp.asarray(True))
     history, steps = note_block(empty_history(1, 5), sure), 0
-    while DRAFTS[choose(flex_costs, history, sure, jnp.array([99]), jnp.array([steps]))]:
+    while DRAFTS[choose(flex_costs, history, sure, jnp.array([99]))]:
         history = note_block(note_verdict(history, sure, jnp.array([4]), jnp.array([0])), sure)
         steps += 1
     assert 1 <= steps <= 12
@@ -172,29 +172,21 @@ def test_a_draft_that_is_sure_and_wrong_is_soon_left_alone():
 
 
 def test_drafting_is_tried_again_after_a_while():
-    costs, curve = [1.0, 9.0, 9.0, 9.0], [0.5, 0.2, 0.1, 0.0]
+    def tries(idle, look=3.0, cost=3.5, remaining=256) -> bool:
+        """Whether a draft is made, at 3.4 tokens of a step that costs so many plain steps."""
+        blocks = np.tile([0.9, 0.8, 0.7, 0.0], (len(idle), 1)), np.zeros((len(idle), 4))
+        return DRAFTS[chosen([1.0, look, cost, 9.0], *blocks, idle=idle, remaining=remaining)]
 
-    def tries(idle, num_steps, **settings) -> bool:
-        rows = len(idle)
-        blocks = np.tile(curve, (rows, 1)), np.zeros((rows, 4))
-        return DRAFTS[chosen(costs, *blocks, idle=idle, num_steps=num_steps, **settings)]
-
-    # Rarer and rarer, down to a limit.
-    for idle, num_steps in [(12, 10), (75, 100), (255, 1000)]:
-        assert tries([idle], num_steps, remaining=256)
-        assert not tries([idle - 1], num_steps, remaining=256)
-    # More often where drafting nearly pays: 3.4 tokens a step, for so many plain steps.
-    for cost, first in ((3.6, 32), (3.8, 49), (4.2, 109)):
-        tried = functools.partial(
-            chosen, [1.0, 3.0, cost, 9.0], [0.9, 0.8, 0.7, 0.0], np.zeros(4), num_steps=999
-        )
-        assert DRAFTS[tried(idle=[first], remaining=256)]
-        assert not DRAFTS[tried(idle=[first - 1], remaining=256)]
+    # The sooner the nearer drafting is to paying, and the cheaper it is to look; within limits.
+    for look, cost, first in [(3.0, 3.5, 32), (3.0, 3.6, 50), (3.0, 3.8, 119), (2.0, 3.6, 25)]:
+        assert tries([first], look, cost) and not tries([first - 1], look, cost)
+    assert tries([255], 3.0, 8.0) and not tries([254], 3.0, 8.0)
+    assert tries([12], 1.1) and not tries([11], 1.1)
     # When most rows find it is time, and not for the sake of a row that has ended.
-    assert not tries([12, 11, 11], 12, remaining=30) and tries([12, 12, 11], 12, remaining=30)
-    assert not tries([12, 0], 12, remaining=[0, 30])
+    assert not tries([12, 11, 11], 1.1) and tries([12, 12, 11], 1.1)
+    assert not tries([12, 0], 1.1, remaining=[0, 30])
     # Not where little is left to be gained by it.
-    assert not tries([12], 12, remaining=12) and tries([12], 12, remaining=13)
+    assert not tries([12], 1.1, remaining=12) and tries([12], 1.1, remaining=13)
 
 
 def test_a_batch_that_is_not_refilled_waits_for_its_slow_rows():
@@ -304,7 +296,6 @@ def test_any_step_may_follow_any_other(begin, decode, prompts, which, temperatur
                 state.history,
                 state.block.survival,
                 (state.budget - state.num_emitted) * state.active,
-                state.num_steps,
             )
             pairs.add((last, int(index)))
             last = int(index)

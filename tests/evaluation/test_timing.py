@@ -12,9 +12,9 @@ def test_timers_take_turns() -> None:
         calls.append(name)
         return float(len(calls))
 
-    values = interleave({"a": lambda: timer("a"), "b": lambda: timer("b")}, repeats=2)
-    assert calls == ["a", "b", "a", "b"]
-    assert values == {"a": [1.0, 3.0], "b": [2.0, 4.0]}
+    values = interleave({"a": lambda: timer("a"), "b": lambda: timer("b")}, repeats=3)
+    assert calls == ["a", "b", "b", "a", "a", "b"]
+    assert values == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
 
 
 def test_no_repeats_are_refused() -> None:
