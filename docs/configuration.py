@@ -39,7 +39,11 @@ _SECTIONS: tuple[tuple[str, str, type], ...] = (
     ("A small target", "`train/train_target.py`.", TrainTargetConfig),
     ("Data", "Flags of `train/prepare_data.py`.", PrepareConfig),
     ("One prompt", "Flags of `infer/generate.py`.", GenerationSettings),
-    ("A file of prompts", "Settings of a line in `infer/decode_file.py`.", LineSettings),
+    (
+        "A file of prompts",
+        "Flags of `infer/decode_file.py`; a line may set the first six for itself.",
+        LineSettings,
+    ),
     ("A request", "What `DecodeEngine` takes, as `fd.Request`.", Request),
     ("A target", "Read from its `config.json`, as `fd.TargetConfig`.", TargetConfig),
     ("Rescaled RoPE", "`fd.RopeScaling`, of a target.", RopeScaling),

@@ -314,3 +314,7 @@ class DraftConfig:
             raise ValueError(
                 f"block_size={self.block_size}: must be at least 2 (one bonus and one draft)"
             )
+
+    def calibration_weights(self, target: TargetConfig) -> int:
+        """Of the MLP's matrices: E -> r twice, and r -> V."""
+        return self.calibration_rank * (2 * target.hidden_size + target.vocab_size)

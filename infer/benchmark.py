@@ -15,7 +15,8 @@ files that are there already. Where PyTorch is installed, Hugging Face's own dec
 weights is a row of the same table; at batch 1 its prompt lookup is another, and its assisted
 generation with --assistant. Run infer/measure_steps.py first, on the same model and batch sizes:
 flex chooses by what it measures. The last measures nothing: it shows what changed between two
-reports, and its exit status is 1 where anything became worse beyond the spread of the repeats.
+reports, and its exit status is 1 where anything became worse beyond the spread of the repeats, of
+which it needs four, and a tenth.
 """
 
 import json
@@ -30,7 +31,7 @@ from flexdraft_jax.evaluation.benchmark import (
 )
 from flexdraft_jax.evaluation.benchmark_report import PARTS, BenchmarkSettings
 from flexdraft_jax.evaluation.compare import compare_reports, read_report
-from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import (
     bad_input_exits,
     check_outputs,
@@ -129,10 +130,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     console = make_console()
-
-    def progress(line: str) -> None:
-        console.print(line, style="dim", markup=False)
-
+    progress = progress_on(console)
     with bad_input_exits():
         plots = [
             (_PLOT, plot_throughput),

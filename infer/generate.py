@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.decoding.sampling import SAMPLING_RULES
 from flexdraft_jax.evaluation.generation import (
@@ -40,6 +41,9 @@ _MESH = flags.DEFINE_string(
 _POD = flags.DEFINE_bool("pod", False, "Join the other hosts of a TPU pod.")
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt; read from standard input if left out.")
 _RAW = flags.DEFINE_bool("raw", False, "Take the prompt as it is, without the chat template.")
+_TEMPLATE_KWARGS = flags.DEFINE_string(
+    "template_kwargs", "{}", "Variables of the chat template, as a JSON object."
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."
 )
@@ -114,11 +118,12 @@ def main(argv: Sequence[str]) -> None:
                 "--compare needs --sampling=coupled: rejection gives tokens of the same law as "
                 "plain decoding, and not the same tokens"
             )
+        template_kwargs = parse_template_kwargs(_TEMPLATE_KWARGS.value)
         # On several hosts all decode the same prompt together, and the first one shows it.
         text = processes.gather(_read_prompt() if processes.is_main() else "")[0]
         mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
         models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
-        prompt = encode_prompt(models, text, raw=_RAW.value)
+        prompt = encode_prompt(models, text, raw=_RAW.value, template_kwargs=template_kwargs)
         quiet = not processes.is_main()
         highlighter = Highlighter(make_console(quiet=quiet), enabled=_HIGHLIGHT.value)
         answer = answer_live(models, prompt, settings, highlighter.write)

@@ -17,7 +17,7 @@ from absl import app, flags
 
 from flexdraft_jax.decoding.costs import Profile, load_profile, profile_path, save_profile
 from flexdraft_jax.evaluation.benchmark import describe_size
-from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, integers, load_models
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS, random_models
 from flexdraft_jax.evaluation.step_costs import costs_table, measure_costs
@@ -64,6 +64,7 @@ _TRACE = flags.DEFINE_string(
     "parts of a step take, and how well they use the device.",
 )
 flags.mark_flags_as_mutual_exclusive(["trace", "output"])
+flags.mark_flags_as_mutual_exclusive(["trace", "mesh"])  # What it counts is of one device.
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,10 +72,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     console = make_console()
-
-    def progress(line: str) -> None:
-        console.print(line, style="dim", markup=False)
-
+    progress = progress_on(console)
     with bad_input_exits():
         check_outputs(_OUTPUT.value)
         block_sizes = _BLOCK_SIZES.value and integers("block_sizes", _BLOCK_SIZES.value, smallest=2)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, check_plot
 from flexdraft_jax.planning.plans import DecodePlan, plan_decode
 from flexdraft_jax.planning.report import plot_decode_plan
@@ -35,7 +35,9 @@ _MAX_LEN = flags.DEFINE_integer(
 )
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of weights and cache.")
 _ALL = flags.DEFINE_bool("all_parallel", False, "Compile parallel steps of all numbers of groups.")
-_PROGRAMS = flags.DEFINE_list("programs", [], "Compile these alone, such as ar,sequential.")
+_PROGRAMS = flags.DEFINE_list(
+    "programs", [], "Compile these and ar alone, such as sequential,flex."
+)
 _JSON = flags.DEFINE_string("json", None, "Write the plan to this file.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
 _PLOT = flags.DEFINE_string("plot", None, "Draw the plan into this file.")
@@ -47,10 +49,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     jax.config.update("jax_platforms", "cpu")  # Shapes alone; and a TPU that is there stays free.
     console = make_console()
-
-    def progress(line: str) -> None:
-        console.print(line, style="dim", markup=False)
-
+    progress = progress_on(console)
     with bad_input_exits():
         check_outputs(_JSON.value, _MARKDOWN.value, _PLOT.value)
         check_plot(_PLOT.value)

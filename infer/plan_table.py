@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs
 from flexdraft_jax.planning.plans import Kept
 from flexdraft_jax.planning.table import decode_table, train_table
@@ -20,7 +20,10 @@ _PROGRAMS = flags.DEFINE_string(
     "programs", "plan_table.json", "Compiled programs are kept in this file."
 )
 _COMPILE_AT_MOST = flags.DEFINE_integer(
-    "compile_at_most", None, "Stop behind so many programs; started again, it goes on."
+    "compile_at_most",
+    None,
+    "Stop behind so many programs; started again, it goes on.",
+    lower_bound=0,
 )
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the tables to this file.")
 
@@ -31,10 +34,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     jax.config.update("jax_platforms", "cpu")
     console = make_console()
-
-    def progress(line: str) -> None:
-        console.print(line, style="dim", markup=False)
-
+    progress = progress_on(console)
     with bad_input_exits():
         check_outputs(_PROGRAMS.value, _MARKDOWN.value)
         kept = Kept(_PROGRAMS.value, _COMPILE_AT_MOST.value)

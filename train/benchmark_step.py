@@ -19,7 +19,7 @@ from absl import app, flags
 
 from flexdraft_jax.checkpoints.hf import load_target
 from flexdraft_jax.config import DraftConfig
-from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
 from flexdraft_jax.models.attention import BACKENDS
@@ -59,10 +59,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     console = make_console()
-
-    def progress(line: str) -> None:
-        console.print(line, style="dim", markup=False)
-
+    progress = progress_on(console)
     # absl has checked that they are among the possible ones.
     compute_dtype: Any = _COMPUTE_DTYPE.value
     attention: Any = _ATTENTION.value

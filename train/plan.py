@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from flexdraft_jax.evaluation.highlight import make_console
+from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs
 from flexdraft_jax.planning.plans import TrainPlan, plan_train
 from flexdraft_jax.training.config import TrainDraftConfig
@@ -39,10 +39,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     jax.config.update("jax_platforms", "cpu")  # Shapes alone; and a TPU that is there stays free.
     console = make_console()
-
-    def progress(line: str) -> None:
-        console.print(line, style="dim", markup=False)
-
+    progress = progress_on(console)
     with bad_input_exits():
         check_outputs(_JSON.value, _MARKDOWN.value)
         plan = TrainPlan(

@@ -19,12 +19,13 @@ from jax.typing import DTypeLike
 
 from flexdraft_jax.checkpoints import fields
 from flexdraft_jax.config import DraftConfig, TargetConfig
-from flexdraft_jax.parallel.devices import Device, find_device
+from flexdraft_jax.parallel.devices import DEVICES, Device, find_device
 
 # Where profiles are looked for, and written; ~/.cache/flexdraft_jax without the variable.
 PROFILES_VARIABLE = "FLEXDRAFT_JAX_PROFILES"
 # Of whole calls: flex chooses among steps of the others.
-SCHEDULES = ("ar", "parallel", "sequential", "flex")
+FIXED_SCHEDULES = ("ar", "parallel", "sequential")
+SCHEDULES = (*FIXED_SCHEDULES, "flex")
 # Milliseconds, for a cost whose measurement is lost in noise: it has to be positive.
 NEXT_TO_NOTHING = 1e-6
 
@@ -340,7 +341,7 @@ def estimate_costs(
 
     own = drafting * t.attention_weights
     heads = t.vocab_size * t.hidden_size
-    heads += draft.calibration_rank * (2 * t.hidden_size + t.vocab_size)
+    heads += draft.calibration_weights(t)
     read_out = milliseconds(heads, heads, block_size - 1, 0)
     read, multiplied = layer_weights(block_size)
     one_group = milliseconds(drafting * read, drafting * multiplied, block_size, drafting)
@@ -371,8 +372,7 @@ def _speed(device: jax.Device, dtype: DTypeLike) -> Device:
     if device.platform == "cpu":
         cores = os.cpu_count() or 1
         return Device(cores * _CORE.flops, cores * _CORE.bandwidth)
-    found = find_device(device.device_kind) or find_device(_UNKNOWN)
-    assert found is not None
+    found = find_device(device.device_kind) or DEVICES[_UNKNOWN]
     # Full float32 takes six passes on a TPU, and has no matrix units on most GPUs.
     return found if jnp.dtype(dtype).itemsize < 4 else Device(found.flops / 8, found.bandwidth)
 

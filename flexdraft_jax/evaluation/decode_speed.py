@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from flexdraft_jax.decoding.costs import SCHEDULES
+from flexdraft_jax.decoding.costs import FIXED_SCHEDULES
 from flexdraft_jax.evaluation.decode_details import DecodeDetails, measure_details
 from flexdraft_jax.evaluation.methods import Batch, Method, Tokens
 from flexdraft_jax.evaluation.timing import (
@@ -20,7 +20,6 @@ from flexdraft_jax.evaluation.timing import (
 
 # Prompt and answer -> whether a near-tie decided each token of the answer.
 NearTies = Callable[[Sequence[int], Sequence[int]], Sequence[bool]]
-_FIXED_SCHEDULES = tuple(schedule for schedule in SCHEDULES if schedule != "flex")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +118,7 @@ def measure_decoding(
         answers = zip(prompts, calls[plain].tokens, strict=True)
         ties = [near_ties(prompt, answer) for prompt, answer in answers]
     speeds = {label: [calls[label].num_tokens / t for t in times[label]] for label in calls}
-    fixed = [speeds[method.label] for method in methods if method.name in _FIXED_SCHEDULES]
+    fixed = [speeds[method.label] for method in methods if method.name in FIXED_SCHEDULES]
     best = max(fixed, key=statistics.median, default=None)
 
     def row(method: Method) -> DecodeRow:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flexdraft_jax.evaluation.text import Origin, Piece
+from flexdraft_jax.evaluation.timing import Progress
 
 # Two colours in turn, so that each step is seen to end.
 _STEP_STYLES = ("green", "cyan")
@@ -31,6 +32,11 @@ def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
         file.reconfigure(errors="replace")
     # Tables in a file need not fold at the 80 columns that a file is taken to have.
     return Console(file=file, highlight=False, width=None if file.isatty() else _FILE_WIDTH)
+
+
+def progress_on(console: Console) -> Progress:
+    """Writes what it is told to a console, as a line that steps back."""
+    return lambda line: console.print(line, style="dim", markup=False)
 
 
 class Highlighter:

@@ -1,9 +1,10 @@
-"""Qwen3-shaped targets with random weights: a step costs what its shapes cost."""
+"""Targets with random weights, of Qwen3's kind: a step costs what its shapes cost."""
 
 import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from flexdraft_jax.checkpoints.published import TARGETS
 from flexdraft_jax.config import TargetConfig
 from flexdraft_jax.models.draft import Draft, init_draft
 from flexdraft_jax.models.target import Target, init_target
@@ -45,6 +46,7 @@ RANDOM_TARGETS = {
         qk_norm=True,
         tie_word_embeddings=True,
     ),
+    **TARGETS,
 }
 _DRAFT_LAYERS = 2
 _CALIBRATION_RANK = 64
@@ -67,11 +69,14 @@ def random_models(
     if name not in RANDOM_TARGETS:
         raise ValueError(f"random target {name!r}: must be one of {', '.join(RANDOM_TARGETS)}")
     target = init_target(RANDOM_TARGETS[name], jax.random.key(0), dtype, mesh=mesh)
+    num_draft_layers, calibration_rank = _DRAFT_LAYERS, _CALIBRATION_RANK
+    if name in TARGETS:
+        num_draft_layers, calibration_rank = 5, 1024  # As published.
     draft = init_draft(
         target,
-        num_draft_layers=_DRAFT_LAYERS,
+        num_draft_layers=num_draft_layers,
         block_size=block_size,
-        calibration_rank=_CALIBRATION_RANK,
+        calibration_rank=calibration_rank,
         rng=jax.random.key(1),
     )
     return target, draft

@@ -3,6 +3,7 @@
 And what a device does at best, to hold them against.
 """
 
+import collections
 import dataclasses
 import statistics
 import time
@@ -60,12 +61,12 @@ def interleave(timers: Mapping[str, Callable[[], float]], repeats: int) -> dict[
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: must be at least 1")
-    names = list(timers)
-    values: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(repeats):
-        first = i % len(names)
-        for name in names[first:] + names[:first]:
+    values: dict[str, list[float]] = {name: [] for name in timers}
+    order = collections.deque(timers)
+    for _ in range(repeats):
+        for name in order:
             values[name].append(timers[name]())
+        order.rotate(-1)
     return values
 
 

@@ -91,14 +91,14 @@ def attend(queries: jax.Array, parts: Sequence[Part], backend: Backend = REFEREN
 class _PartialSum(NamedTuple):
     values: jax.Array  # [B, K, R, T, H], weighted by exp(score - top)
     total: jax.Array  # [B, K, R, T, 1], sum of the weights
-    top: jax.Array  # [B, K, R, T, 1], largest score
+    top: jax.Array  # [B, K, R, T, 1], largest score; where total is 1, the logarithm of the sum
 
 
 def _sum(q: jax.Array, part: Part, backend: Backend) -> _PartialSum:
     if isinstance(part.mask, Span):
         if backend.name == "pallas":
-            values, top = attend_to_spans(q, part.kv, part.mask, backend.mesh)
-            return _PartialSum(values, jnp.ones_like(top), top)
+            values, log_total = attend_to_spans(q, part.kv, part.mask, backend.mesh)
+            return _PartialSum(values, jnp.ones_like(log_total), log_total)
         return _sum_of_spans(q, part.kv, part.mask)
     if part.num_groups > 1:
         kv = KeysValues(*(_fold(x, part.num_groups) for x in part.kv))

@@ -45,8 +45,8 @@ def attend_to_spans(
         on_each = jax.shard_map(
             on_each, mesh=mesh, in_specs=in_specs, out_specs=(by_head, by_head), check_vma=False
         )
-    values, top = on_each(*args)
-    return values.reshape(q.shape), top.reshape(*q.shape[:-1], 1)
+    values, log_total = on_each(*args)
+    return values.reshape(q.shape), log_total.reshape(*q.shape[:-1], 1)
 
 
 def _dividing(mesh: Mesh, **sizes: int) -> list[tuple[str, ...]]:

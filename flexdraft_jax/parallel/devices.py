@@ -20,7 +20,7 @@ class Device:
 
 
 # TPUs: cloud.google.com/tpu/docs, where "bidirectional" counts both ways: half of it here.
-_DEVICES = {
+DEVICES = {
     "TPU v4": Device(275e12, 1228e9, 300e9),
     "TPU v5 lite": Device(197e12, 819e9, 200e9),
     "TPU v5": Device(459e12, 2765e9, 600e9),
@@ -37,5 +37,5 @@ _DEVICES = {
 def find_device(kind: str) -> Device | None:
     """A device by JAX's `device_kind`; None for one that the table does not know."""
     # GPUs add memory and socket to their name: "NVIDIA A100-SXM4-80GB".
-    found = next((name for name in _DEVICES if name in kind and "TPU" not in name), kind)
-    return _DEVICES.get(found)
+    found = next((name for name in DEVICES if name in kind and "TPU" not in name), kind)
+    return DEVICES.get(found)

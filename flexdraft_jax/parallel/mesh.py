@@ -169,9 +169,7 @@ def shardings(
             problems.append(f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {error}")
             return replicated(mesh)
 
-    placed = jax.tree_util.tree_map_with_path(
-        place, logical_axes, shapes, is_leaf=lambda node: _is_axes(node)
-    )
+    placed = jax.tree_util.tree_map_with_path(place, logical_axes, shapes, is_leaf=_is_axes)
     if problems:
         raise ValueError("; ".join(problems))
     return placed
@@ -219,7 +217,8 @@ def whole_along_fsdp(tree: Any, mesh: Mesh | None, logical_axes: Any, config: Ta
 
     def place(sharding: NamedSharding) -> NamedSharding:
         # Of weights, each dimension lies on one mesh axis at most.
-        return NamedSharding(mesh, PartitionSpec(*(_other_than("fsdp", n) for n in sharding.spec)))
+        spec = (None if names in ("fsdp", ("fsdp",)) else names for names in sharding.spec)
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     places = jax.tree.map(place, shardings(mesh, logical_axes, tree, config))
     return jax.lax.with_sharding_constraint(tree, places)
@@ -361,7 +360,3 @@ def _spec(
             both = [axis for axis, mesh_axes in zip(axes, spec, strict=True) if name in mesh_axes]
             raise ValueError(f"{' and '.join(both)} of shape {shape} both lie on {name}")
     return PartitionSpec(*(mesh_axes or None for mesh_axes in spec))
-
-
-def _other_than(axis: str, names: Any) -> Any:
-    return None if names in (axis, (axis,)) else names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import tempfile
 import time
@@ -107,7 +108,7 @@ def abstract(tree: Any, places: Any) -> Any:
 def bytes_on_a_chip(tree: Any) -> int:
     """Of abstract arrays, without padding."""
     return sum(
-        x.dtype.itemsize * _size(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
     )
 
 
@@ -168,10 +169,3 @@ def _traffic(collectives: Sequence[Collective]) -> tuple[Traffic, ...]:
         key = Traffic(c.kind, c.nbytes, c.group, 0, c.in_loop, c.sent)
         together[key] = together.get(key, 0) + c.times
     return tuple(dataclasses.replace(key, times=times) for key, times in together.items())
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

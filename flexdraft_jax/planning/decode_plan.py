@@ -18,13 +18,14 @@ from flexdraft_jax.decoding.loop import read_prompt_chunk, run
 from flexdraft_jax.decoding.program import DecodeProgram
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.rows import row_settings
-from flexdraft_jax.decoding.sizes import sizes_of
+from flexdraft_jax.decoding.sizes import prompt_chunk
 from flexdraft_jax.decoding.state import DecodeState, init_state
 from flexdraft_jax.models.cache import Cache, init_cache
-from flexdraft_jax.models.draft import draft_logical_axes, draft_shapes
+from flexdraft_jax.models.draft import draft_shapes, draft_shardings
 from flexdraft_jax.models.flexdraft import FlexDraft
-from flexdraft_jax.models.target import target_logical_axes, target_shapes
+from flexdraft_jax.models.target import target_shapes, target_shardings
 from flexdraft_jax.parallel.axes import logical_axes
+from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.parallel.mesh import replicated, row_sharding, shardings
 from flexdraft_jax.planning.compiling import abstract
 from flexdraft_jax.planning.roofline import DecodeWork, Spread, Work, plain_batch
@@ -67,10 +68,7 @@ class DecodeCase:
     @property
     def prompt_chunk(self) -> int:
         """P, prompt tokens of a row in one call."""
-        longest = self.num_slots - self.block_size
-        return sizes_of(
-            longest=longest, whole=longest, batch_size=self.batch_size, block_size=self.block_size
-        ).prompt
+        return prompt_chunk(self.num_slots - self.block_size, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -88,23 +86,19 @@ class DecodeStep:
     variants: tuple[Variant, ...]
 
 
-def main_steps(case: DecodeCase, chip: Any) -> list[DecodeStep]:
-    """Prefill, plain decoding, the two schedules that verify everything, and flex."""
-    return [step for step in all_steps(case, chip) if _is_main(step, case)]
-
-
-def all_steps(case: DecodeCase, chip: Any) -> list[DecodeStep]:
-    """The same, and parallel by the number of its groups.
+def steps_of(case: DecodeCase, chip: Device, all_parallel: bool) -> list[DecodeStep]:
+    """Prefill, plain decoding, the two schedules that verify everything, and flex.
 
     Args:
         case: what is decoded.
         chip: by whose costs flex chooses what it compiles.
+        all_parallel: parallel steps that verify less, too.
     """
     rows, full = case.batch_size, case.block_size - 1
     plain = plain_batch(rows, case.work.mesh)
     parallel = [
         DecodeStep(f"parallel {count + 1}", rows, (Variant("parallel", count),))
-        for count in draft_buckets(case.block_size)
+        for count in (draft_buckets(case.block_size) if all_parallel else (full,))
     ]
     return [
         DecodeStep("prefill", rows, (Variant("sequential", 0),)),
@@ -115,14 +109,10 @@ def all_steps(case: DecodeCase, chip: Any) -> list[DecodeStep]:
     ]
 
 
-def _is_main(step: DecodeStep, case: DecodeCase) -> bool:
-    return (
-        not step.name.startswith("parallel") or step.variants[0].num_drafts == case.block_size - 1
-    )
-
-
 def lower_step(case: DecodeCase, step: DecodeStep) -> tuple[Lowered, dict[str, Any]]:
     """Traces the program that decoding would run, with shapes instead of arrays.
+
+    Of flex, with the variants that are the cheaper ones by the roofline.
 
     Returns:
         What is to be compiled, and its arguments by what they are.
@@ -134,13 +124,11 @@ def lower_step(case: DecodeCase, step: DecodeStep) -> tuple[Lowered, dict[str, A
     mesh, config = case.mesh, case.target
     dtype = jnp.dtype(case.dtype)
     block_size = 1 if plain else case.block_size
-    shapes = target_shapes(config, dtype)
-    target = abstract(shapes, shardings(mesh, target_logical_axes(config), shapes, config))
+    target = abstract(target_shapes(config, dtype), target_shardings(config, mesh))
     params = {"target": target}
     if not plain:
         shapes = draft_shapes(config, case.draft, dtype)
-        axes = draft_logical_axes(config, case.draft)
-        params["draft"] = abstract(shapes, shardings(mesh, axes, shapes, config))
+        params["draft"] = abstract(shapes, draft_shardings(config, case.draft, mesh))
     state = abstract_state(case, step.batch_size, block_size)
     program = DecodeProgram(
         model=FlexDraft(config, None if plain else case.draft, dtype, mesh),

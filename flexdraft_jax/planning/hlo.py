@@ -43,7 +43,6 @@ _LIMIT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 _ELEMENT = re.compile(r"get-tuple-element\(.*index=(\d+)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _FAST_MEMORY = "S(1)}"  # In the layout of arrays that lie in a TPU's vector memory.
-_ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}, (?:may|must)-alias\)")
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,10 @@ class Program:
     Attributes:
         computations: lines of each, by name.
         entry: the name of the first one.
-        aliased: numbers of the parameters whose memory the results take.
     """
 
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
-    aliased: frozenset[int]
 
     def collectives(self) -> list[Collective]:
         """Of one run; where branches differ, of the one that sends most."""
@@ -246,8 +243,7 @@ def read_program(text: str) -> Program:
                 lines.append(instruction)
     if entry not in computations:
         raise ValueError("no optimised program: the text has no ENTRY")
-    head = text.split("\n", 1)[0]
-    return Program(computations, entry, frozenset(int(n) for n in _ALIAS.findall(head)))
+    return Program(computations, entry)
 
 
 def _read_instruction(line: str) -> Instruction | None:

@@ -17,19 +17,19 @@ import jax
 
 from flexdraft_jax.checkpoints.draft import read_draft_config
 from flexdraft_jax.checkpoints.paths import read_json
-from flexdraft_jax.config import DraftConfig, TargetConfig, check_fields
+from flexdraft_jax.checkpoints.published import find_target
+from flexdraft_jax.config import COUNT, INT32_MAX, DraftConfig, TargetConfig, check_fields
 from flexdraft_jax.evaluation.timing import Progress, silent
+from flexdraft_jax.models.draft import check_num_draft_layers
 from flexdraft_jax.planning.compiling import Compiled, Memory, Traffic, compile_program
 from flexdraft_jax.planning.decode_plan import (
     DecodeCase,
     DecodeStep,
-    all_steps,
     lower_step,
-    main_steps,
+    steps_of,
 )
 from flexdraft_jax.planning.report import PlanReport, decode_report, train_report
-from flexdraft_jax.planning.roofline import chip_named
-from flexdraft_jax.planning.targets import find_target
+from flexdraft_jax.planning.roofline import CHIPS
 from flexdraft_jax.planning.topology import parse_slice, slice_mesh
 from flexdraft_jax.planning.train_plan import TrainCase, lower_train_step
 from flexdraft_jax.training.config import TrainDraftConfig
@@ -63,11 +63,20 @@ class DecodePlan:
     block_size: int | None = None
     dtype: str = "bfloat16"
 
+    def __post_init__(self) -> None:
+        check_fields(self, batch_size=COUNT, num_slots=COUNT, block_size=(2, INT32_MAX))
+
     def draft_config(self, target: TargetConfig) -> DraftConfig:
-        """The draft's shape."""
+        """The draft's shape.
+
+        Raises:
+            ValueError: it does not fit the target.
+        """
         if self.draft is not None:
             return read_draft_config(self.draft, target)
-        return DraftConfig(self.draft_layers, self.block_size or 16, self.calibration_rank)
+        draft = DraftConfig(self.draft_layers, self.block_size or 16, self.calibration_rank)
+        check_num_draft_layers(draft, target)
+        return draft
 
 
 @dataclass(frozen=True)
@@ -128,8 +137,9 @@ class Kept:
         if key not in self._entries:
             if self._left is not None:
                 if not self._left:
-                    self.next = self.next or f"{name} of {plan.target} on {plan.topology}"
-                    raise Unfinished(self.next)
+                    missing = f"{name} of {plan.target} on {plan.topology}"
+                    self.next = self.next or missing
+                    raise Unfinished(missing)
                 self._left -= 1
             self._entries[key] = dataclasses.asdict(make())
             if self._path is not None:
@@ -190,17 +200,19 @@ def plan_decode(
     kept = Kept(None) if kept is None else kept
     target = find_target(plan.target)
     draft = plan.draft_config(target)
+    block_size = plan.block_size or draft.block_size
+    if plan.num_slots <= block_size:
+        raise ValueError(f"num_slots={plan.num_slots}: must be more than block_size={block_size}")
     case = DecodeCase(
         target=target,
         draft=draft,
         mesh=slice_mesh(of, plan.mesh),
         batch_size=plan.batch_size,
         num_slots=plan.num_slots,
-        block_size=plan.block_size or draft.block_size,
+        block_size=block_size,
         dtype=plan.dtype,
     )
-    chip = chip_named(of.generation)
-    steps = all_steps(case, chip) if all_parallel or programs else main_steps(case, chip)
+    steps = steps_of(case, CHIPS[of.generation], all_parallel or bool(programs))
     known = {step.name for step in steps}
     if not known >= set(programs):
         raise ValueError(f"programs={','.join(programs)}: must be of {', '.join(sorted(known))}")

@@ -17,7 +17,7 @@ from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.planning.compiling import GIB, Compiled
 from flexdraft_jax.planning.decode_plan import DecodeCase, DecodeStep, step_work
-from flexdraft_jax.planning.roofline import CHIPS, DecodeWork, chip_named, crossover, plain_batch
+from flexdraft_jax.planning.roofline import CHIPS, DecodeWork, crossover, plain_batch
 from flexdraft_jax.planning.train_plan import TrainCase, train_work
 
 TAUS = (3, 5, 7)
@@ -114,17 +114,17 @@ def decode_report(
         work = works[step.name]
         times, speedup = {}, {}
         if step.name != "flex":
-            times = {name: work.milliseconds(chip_named(name)) for name in CHIPS}
+            times = {name: work.milliseconds(chip) for name, chip in CHIPS.items()}
         if step.variants[0].drafts and step.name not in ("prefill", "flex"):
             plain = works["ar"]
             speedup = {
-                name: {tau: tau * plain.milliseconds(chip_named(name)) / ms for tau in TAUS}
+                name: {tau: tau * plain.milliseconds(CHIPS[name]) / ms for tau in TAUS}
                 for name, ms in times.items()
             }
         programs.append(
             ProgramReport(program, step.batch_size, work.flops, work.traffic, times, speedup)
         )
-    crossings = {name: crossover(case.work, chip_named(name)) for name in CHIPS}
+    crossings = {name: crossover(case.work, chip) for name, chip in CHIPS.items()}
     return PlanReport(title, settings, programs, crossings)
 
 
@@ -140,7 +140,7 @@ def train_report(
         sent = 1e3 * sum(message.seconds(chip) for message in messages)
         return max(work.milliseconds(chip), sent)
 
-    times = {name: milliseconds(chip_named(name)) for name in CHIPS}
+    times = {name: milliseconds(chip) for name, chip in CHIPS.items()}
     program = ProgramReport(
         compiled, case.config.train.batch_size, work.flops, work.traffic, times, {}
     )
@@ -171,7 +171,7 @@ def plot_decode_plan(report: PlanReport, case: DecodeCase, chip_name: str, path:
     axes.set(xscale="log", ylabel="times plain decoding")
     batches = [case.work.mesh.rows * 2**i for i in range(10)]
     for schedule in ("parallel", "sequential"):
-        speed = [_speedup(case.work, schedule, size, chip_named(chip_name)) for size in batches]
+        speed = [_speedup(case.work, schedule, size, CHIPS[chip_name]) for size in batches]
         axes.plot(batches, speed, marker="o", label=schedule)
     axes.axhline(1, color="grey", lw=1)
     axes.set_xticks(batches, [str(size) for size in batches], minor=False)

@@ -18,12 +18,17 @@ from jax.typing import DTypeLike
 from flexdraft_jax.config import DraftConfig, TargetConfig
 from flexdraft_jax.decoding.costs import StepCosts, Variant, flex_buckets
 from flexdraft_jax.models.scopes import StepPart
-from flexdraft_jax.parallel.devices import Device, find_device
+from flexdraft_jax.parallel.devices import DEVICES, Device
 
 # What a message takes from chip to chip, however small (jax-ml.github.io/scaling-book, "TPUs").
 _HOP_SECONDS = 1e-6
 # Chips that times are given for, and JAX's names of them.
-CHIPS = {"v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite", "H100": "NVIDIA H100"}
+CHIPS = {
+    "v5e": DEVICES["TPU v5 lite"],
+    "v5p": DEVICES["TPU v5p"],
+    "v6e": DEVICES["TPU v6 lite"],
+    "H100": DEVICES["NVIDIA H100"],
+}
 # Fewer rows of a chip than this may be multiplied on a slower path: the plain decoding that drafts
 # are held against is given as many at least, or it would be too easily beaten.
 PLAIN_ROWS = 8
@@ -230,7 +235,7 @@ class DecodeWork:
 
     def _calibration(self, batch_size: int) -> Work:
         t = self.target
-        weights = self.draft.calibration_rank * (2 * t.hidden_size + t.vocab_size)
+        weights = self.draft.calibration_weights(t)
         part = self._matrix(weights, self._rows(batch_size) * (self.block_size - 1))
         return Work((part,), self._gathered(weights, 1))
 
@@ -284,13 +289,6 @@ def crossover(work: DecodeWork, chip: Device, largest: int = 1024) -> int | None
             break
         found = size
         size -= work.mesh.rows
-    return found
-
-
-def chip_named(name: str) -> Device:
-    """A chip of `CHIPS`."""
-    found = find_device(CHIPS[name])
-    assert found is not None
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from flexdraft_jax.decoding.costs import SCHEDULES
+from flexdraft_jax.decoding.costs import FIXED_SCHEDULES
 from flexdraft_jax.evaluation.step_costs import StepTimer, StepVariant
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.evaluation.timing import Progress, measure_peaks, silent
@@ -28,7 +28,6 @@ from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.planning.hlo import Instruction, Program, read_program
 from flexdraft_jax.planning.roofline import DecodeWork, Spread, Work
 
-_SCHEDULES = tuple(s for s in SCHEDULES if s != "flex")  # Flex takes their steps.
 _CONTAINERS = ("while", "conditional", "call")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _LAYER = re.compile(r"layers_\d+")
@@ -287,7 +286,7 @@ def trace_tables(
     peaks = measure_peaks(target.dtype)
     tables: list[Table] = []
     for n, batch_size, num_slots in itertools.product(block_sizes, batch_sizes, slot_counts):
-        for schedule in _SCHEDULES:
+        for schedule in FIXED_SCHEDULES:
             size = f"{schedule}, n = {n}, batch {batch_size}, {num_slots} cache slots"
             progress(f"trace, {size}")
             trace = trace_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,12 @@ from jax.sharding import Mesh
 from jax.stages import Lowered
 
 from flexdraft_jax.config import TargetConfig
-from flexdraft_jax.models.draft import draft_logical_axes, draft_shapes
-from flexdraft_jax.models.target import target_logical_axes, target_shapes
-from flexdraft_jax.parallel.mesh import row_sharding, shardings
+from flexdraft_jax.models.draft import check_num_draft_layers, draft_shapes, draft_shardings
+from flexdraft_jax.models.target import target_shapes, target_shardings
+from flexdraft_jax.parallel.mesh import row_sharding
 from flexdraft_jax.planning.compiling import abstract
 from flexdraft_jax.planning.roofline import Part, Work
-from flexdraft_jax.training.config import TrainDraftConfig
+from flexdraft_jax.training.config import MeshConfig, TrainDraftConfig
 from flexdraft_jax.training.distributed import state_places
 from flexdraft_jax.training.draft_step import draft_step
 from flexdraft_jax.training.flops import draft_step_flops
@@ -48,16 +49,18 @@ def lower_train_step(case: TrainCase) -> tuple[Lowered, dict[str, Any]]:
         What is to be compiled, and its arguments by what they are.
 
     Raises:
-        ValueError: names every array that does not divide among the mesh.
+        ValueError: names every array that does not divide among the mesh; or settings that training
+            would refuse.
     """
-    mesh, config, target = case.mesh, case.config, case.target
+    mesh, target = case.mesh, case.target
+    config = dataclasses.replace(case.config, mesh=MeshConfig(**dict(mesh.shape)))
+    check_num_draft_layers(config.model, target)
     shapes = target_shapes(target, jnp.dtype(config.step.compute_dtype))
-    frozen = abstract(shapes, shardings(mesh, target_logical_axes(target), shapes, target))
-    shapes = draft_shapes(target, config.model)
-    axes = draft_logical_axes(target, config.model)
+    frozen = abstract(shapes, target_shardings(target, mesh))
     optimizer = make_optimizer(config.train)
+    shapes = draft_shapes(target, config.model)
     state = jax.eval_shape(lambda params: first_state(params, optimizer), shapes)
-    places = state_places(mesh, state, shardings(mesh, axes, shapes, target))
+    places = state_places(mesh, state, draft_shardings(target, config.model, mesh))
     state = abstract(state, places)
     row_place = row_sharding(mesh, config.train.batch_size)
     size = (config.train.batch_size, case.sequence_length)
@@ -96,7 +99,7 @@ def train_work(case: TrainCase) -> Work:
     item = jnp.dtype(config.step.compute_dtype).itemsize
     chunks = config.anchors // (config.step.chunk or config.anchors)
     head = target.vocab_size * target.hidden_size
-    calibration = config.model.calibration_rank * (2 * target.hidden_size + target.vocab_size)
+    calibration = config.model.calibration_weights(target)
     drafting = config.model.num_draft_layers
     # Forward, and backward to what a layer was given.
     group = 2 * drafting * target.layer_weights + 3 * head + 3 * calibration

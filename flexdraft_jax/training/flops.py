@@ -38,7 +38,7 @@ def draft_step_flops(
     """
     t, n = target, draft.block_size
     head, heads = t.vocab_size * t.hidden_size, t.num_heads * t.head_dim
-    calibration = draft.calibration_rank * (2 * t.hidden_size + t.vocab_size)
+    calibration = draft.calibration_weights(t)
     layer_weights = t.layer_weights if all_experts else t.active_layer_weights
     tokens, masks, slots = (
         batch_size * count for count in (length, anchors * n, anchors * (n - 1))

@@ -174,7 +174,10 @@ def test_settings_out_of_range_are_refused(field: str, value, message: str) -> N
         BenchmarkSettings(**{field: value})
 
 
-@pytest.mark.parametrize(("name", "millions"), [("1m", 1), ("10m", 10), ("100m", 100)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("1m", 1), ("10m", 10), ("100m", 100), ("Qwen3-0.6B", 600), ("Qwen3-4B", 4000)],
+)
 def test_random_targets_are_as_large_as_their_name(name: str, millions: int) -> None:
     shapes = fd.models.target.target_shapes(random_targets.RANDOM_TARGETS[name])
     text = describe_size(fd.Target(random_targets.RANDOM_TARGETS[name], shapes), None)

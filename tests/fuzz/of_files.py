@@ -18,6 +18,7 @@ import tiny
 import wild
 from trial import Entry, Trial
 
+from flexdraft_jax.checkpoints.published import find_target
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.data.conversations import parse_line, read_lines
 from flexdraft_jax.data.corpus import conversation_lines
@@ -40,7 +41,6 @@ from flexdraft_jax.evaluation.timing import Spread
 from flexdraft_jax.parallel.mesh import parse_mesh
 from flexdraft_jax.planning.compiling import Compiled, Memory, Traffic
 from flexdraft_jax.planning.plans import DecodePlan, Kept
-from flexdraft_jax.planning.targets import find_target
 from flexdraft_jax.planning.topology import parse_slice
 from flexdraft_jax.training.config import (
     CorpusConfig,

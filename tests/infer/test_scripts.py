@@ -71,6 +71,7 @@ def test_generate_compares_with_plain_decoding(run_script, capsys) -> None:
             ["--prompt=a", "--compare", "--temperature=1", "--sampling=rejection"],
             "--compare needs --sampling=coupled",
         ),
+        (["--prompt=a", "--template_kwargs=x"], "template_kwargs='x': must be a JSON object"),
         (["--prompt=a", "--block_size=1"], "block_size=1: must be at least 2"),
         (["--prompt=a", "--temperature=-0.5"], "temperature=-0.5: must be 0 or more"),
         (["--prompt=a", "--top_k=-1"], "top_k=-1: must be 0 or more"),
@@ -196,6 +197,7 @@ def test_what_the_benchmark_is_asked_for_is_checked(run_script, arguments, messa
         ("measure_steps", ["--num_steps=0"], "num_steps"),
         ("measure_steps", ["--random_target=1m"], "random_target, target"),
         ("measure_steps", ["--trace=a", "--output=b"], "trace, output"),
+        ("measure_steps", ["--trace=a", "--mesh=tensor=1"], "trace, mesh"),
         ("benchmark", ["--random_target=1m"], "random_target, target"),
     ],
 )

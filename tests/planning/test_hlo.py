@@ -107,4 +107,3 @@ def test_arrays_within_fusions_are_in_no_memory() -> None:
         "logits",
     ]
     assert Array("f32", (8, 16)).nbytes == 512
-    assert program.aliased == {1, 4}

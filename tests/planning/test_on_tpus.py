@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
+from flexdraft_jax.checkpoints.published import TARGETS
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.planning.compiling import GIB, Compiled, compile_program
 from flexdraft_jax.planning.decode_plan import DecodeCase, DecodeStep, abstract_state, lower_step
 from flexdraft_jax.planning.hlo import Program
-from flexdraft_jax.planning.targets import TARGETS
 from flexdraft_jax.planning.topology import parse_slice, slice_mesh
 from flexdraft_jax.planning.train_plan import TrainCase, lower_train_step
 from flexdraft_jax.training.config import DraftStepConfig, OptimizerConfig, TrainDraftConfig

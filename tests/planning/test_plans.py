@@ -7,12 +7,14 @@ import tempfile
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
+from flexdraft_jax.checkpoints.published import TARGETS, find_target
 from flexdraft_jax.config import DraftConfig
 from flexdraft_jax.models.draft import draft_shapes
 from flexdraft_jax.models.target import target_shapes
 from flexdraft_jax.parallel.locks import take_lock
-from flexdraft_jax.parallel.mesh import make_mesh
+from flexdraft_jax.parallel.mesh import MESH_AXES, make_mesh
 from flexdraft_jax.planning import plans, table, topology
 from flexdraft_jax.planning.compiling import Compiled, Memory
 from flexdraft_jax.planning.plans import (
@@ -25,7 +27,6 @@ from flexdraft_jax.planning.plans import (
 )
 from flexdraft_jax.planning.report import plot_decode_plan
 from flexdraft_jax.planning.roofline import CHIPS
-from flexdraft_jax.planning.targets import TARGETS, find_target
 from flexdraft_jax.planning.topology import parse_slice, slice_mesh
 from flexdraft_jax.training.config import DraftStepConfig, OptimizerConfig, TrainDraftConfig
 
@@ -39,6 +40,12 @@ PLAN = DecodePlan(
     calibration_rank=8,
     block_size=4,
     dtype="float32",
+)
+TRAINING = TrainDraftConfig(
+    model=DraftConfig(num_draft_layers=1, block_size=4, calibration_rank=8),
+    train=OptimizerConfig(steps=10, batch_size=2, learning_rate=1e-3),
+    step=DraftStepConfig(chunk=2),
+    anchors=4,
 )
 
 
@@ -85,8 +92,10 @@ def test_decoding(tmp_path, models, monkeypatch) -> None:
     again, _ = plan_decode(PLAN, ["sequential"], kept=nothing)
     assert again.programs[-1] == sequential
     other = dataclasses.replace(PLAN, batch_size=4)
-    with pytest.raises(Unfinished, match="ar of tiny on v5e:1x1"):
-        plan_decode(other, ["sequential"], kept=nothing)
+    for name in ("ar", "flex"):  # Each by its own name, though the first is the next.
+        with pytest.raises(Unfinished, match=f"{name} of tiny on v5e:1x1"):
+            nothing.get(other, name, pytest.fail)
+    assert nothing.next == "ar of tiny on v5e:1x1"
 
     # A table has the rows that are whole, and names the others.
     monkeypatch.setattr(table, "decode_plans", lambda: [other, PLAN])
@@ -97,20 +106,43 @@ def test_decoding(tmp_path, models, monkeypatch) -> None:
 
 
 def test_training(models) -> None:
-    config = TrainDraftConfig(
-        model=DraftConfig(num_draft_layers=1, block_size=4, calibration_rank=8),
-        train=OptimizerConfig(steps=10, batch_size=2, learning_rate=1e-3),
-        step=DraftStepConfig(chunk=2),
-        anchors=4,
-    )
-    report = plan_train(TrainPlan("tiny", "v5e:1x1", "fsdp=1", config, sequence_length=32))
+    report = plan_train(TrainPlan("tiny", "v5e:1x1", "fsdp=1", TRAINING, sequence_length=32))
     (program,) = report.programs
     parts = program.compiled.memory.parts
-    draft = _nbytes(draft_shapes(models.target.config, config.model))
+    draft = _nbytes(draft_shapes(models.target.config, TRAINING.model))
     assert parts["draft"] == draft
     assert 2 * draft <= parts["optimizer"] < 2 * draft + 100  # Two means, and counters.
     assert program.compiled.memory.aliased >= 3 * draft
     assert program.flops > 0 and program.milliseconds["v5e"] > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"draft_layers": 40}, "num_draft_layers=40: must be at most the target's num_layers="),
+        ({"block_size": -3}, "block_size=-3: must be at least 2"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"num_slots": 4}, "num_slots=4: must be more than block_size=4"),
+    ],
+)
+def test_sizes_that_decoding_would_refuse_are_refused(wrong, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_decode(dataclasses.replace(PLAN, **wrong))
+
+
+def test_settings_that_training_would_refuse_are_refused(monkeypatch) -> None:
+    def refused(message: str, **wrong) -> None:
+        config = dataclasses.replace(TRAINING, **wrong)
+        with pytest.raises(ValueError, match=message):
+            plan_train(TrainPlan("tiny", "v5e:2x2", "fsdp=2,tensor=2", config, sequence_length=32))
+
+    many = DraftConfig(num_draft_layers=40, block_size=4, calibration_rank=8)
+    refused("num_draft_layers=40: must be at most the target's num_layers=", model=many)
+    # By the mesh that is planned for, whatever the configuration says of its own.
+    mesh = AbstractMesh((1, 2, 2), MESH_AXES)
+    monkeypatch.setattr(plans, "slice_mesh", lambda of, sizes: mesh)
+    step = DraftStepConfig(chunk=2, microbatches=2)
+    refused("mesh.fsdp=2, mesh.tensor=2: XLA compiles wrong gradients", step=step)
 
 
 def test_unknown_programs_are_named() -> None:
