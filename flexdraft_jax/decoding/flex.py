@@ -35,10 +35,10 @@ _PRIOR_PROMISED = 16.0
 # poor block at the start of an answer says little.
 _HOPE = 0.9
 # Steps without a draft before one is made to see whether drafting has come to pay: so many that it
-# takes a tenth of their time where drafting nearly pays, and less where it does not, by this power
-# of its rate for that of plain steps; but not fewer and not more than this, and only where as many
-# tokens can follow.
-_LOOKING, _LOOKING_POWER, _PATIENCE = 0.1, 16.0, (12, 255)
+# takes this share of their time where drafting nearly pays, and less where it does not, by this
+# power of its rate for that of plain steps; but not fewer and not more than this, and only where as
+# many tokens can follow.
+_LOOKING, _LOOKING_POWER, _PATIENCE = 0.15, 16.0, (8, 255)
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
 

@@ -178,15 +178,15 @@ def test_drafting_is_tried_again_after_a_while():
         return DRAFTS[chosen([1.0, look, cost, 9.0], *blocks, idle=idle, remaining=remaining)]
 
     # The sooner the nearer drafting is to paying, and the cheaper it is to look; within limits.
-    for look, cost, first in [(3.0, 3.5, 32), (3.0, 3.6, 50), (3.0, 3.8, 119), (2.0, 3.6, 25)]:
+    for look, cost, first in [(3.0, 3.5, 22), (3.0, 3.6, 34), (3.0, 3.8, 80), (2.0, 3.6, 17)]:
         assert tries([first], look, cost) and not tries([first - 1], look, cost)
     assert tries([255], 3.0, 8.0) and not tries([254], 3.0, 8.0)
-    assert tries([12], 1.1) and not tries([11], 1.1)
+    assert tries([8], 1.1) and not tries([7], 1.1)
     # When most rows find it is time, and not for the sake of a row that has ended.
-    assert not tries([12, 11, 11], 1.1) and tries([12, 12, 11], 1.1)
-    assert not tries([12, 0], 1.1, remaining=[0, 30])
+    assert not tries([8, 7, 7], 1.1) and tries([8, 8, 7], 1.1)
+    assert not tries([8, 0], 1.1, remaining=[0, 30])
     # Not where little is left to be gained by it.
-    assert not tries([12], 1.1, remaining=12) and tries([12], 1.1, remaining=13)
+    assert not tries([8], 1.1, remaining=8) and tries([8], 1.1, remaining=9)
 
 
 def test_a_batch_that_is_not_refilled_waits_for_its_slow_rows():
