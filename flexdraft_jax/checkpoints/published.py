@@ -1,4 +1,4 @@
-"""Shapes of published targets by name, so that a plan needs no download."""
+"""Shapes of published targets by name, so that they need no download."""
 
 from __future__ import annotations
 

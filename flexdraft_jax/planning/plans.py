@@ -97,6 +97,9 @@ class TrainPlan:
     config: TrainDraftConfig
     sequence_length: int = 2048
 
+    def __post_init__(self) -> None:
+        check_fields(self, sequence_length=(8, INT32_MAX))
+
 
 class Unfinished(Exception):
     """As many programs were compiled as were asked for, and there are more."""

@@ -22,7 +22,7 @@ from flexdraft_jax.parallel.devices import DEVICES, Device
 
 # What a message takes from chip to chip, however small (jax-ml.github.io/scaling-book, "TPUs").
 _HOP_SECONDS = 1e-6
-# Chips that times are given for, and JAX's names of them.
+# Chips that times are given for.
 CHIPS = {
     "v5e": DEVICES["TPU v5 lite"],
     "v5p": DEVICES["TPU v5p"],

@@ -85,6 +85,27 @@ def test_speed_is_tokens_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.tokens_per_second.median == 6.0
 
 
+def test_batches_are_timed_in_turn_and_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def method(name: str) -> Method:
+        def decode(prompts):
+            ((seconds,),) = prompts
+            clock[0] += seconds
+            order.append((name, seconds))
+            return [[5]], [[1]]
+
+        return Method(name, 1, decode)
+
+    rows = measure_decoding(
+        [method("ar"), method("flex")], [[1], [3]], domain="code", batch_size=1, repeats=2
+    )
+    assert [row.tokens_per_second for row in rows] == [Spread(0.5, 0.5, 0.5)] * 2
+    turns = ["ar", "flex", "flex", "ar"]  # Each repeat begins with another one.
+    assert order[4:] == [(name, seconds) for seconds in (1, 3) for name in turns]
+
+
 def test_flex_is_held_against_the_best_fixed_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])

@@ -136,6 +136,8 @@ def test_settings_that_training_would_refuse_are_refused(monkeypatch) -> None:
         with pytest.raises(ValueError, match=message):
             plan_train(TrainPlan("tiny", "v5e:2x2", "fsdp=2,tensor=2", config, sequence_length=32))
 
+    with pytest.raises(ValueError, match="sequence_length=0: must be at least 8"):
+        TrainPlan("tiny", "v5e:1x1", "fsdp=1", TRAINING, sequence_length=0)
     many = DraftConfig(num_draft_layers=40, block_size=4, calibration_rank=8)
     refused("num_draft_layers=40: must be at most the target's num_layers=", model=many)
     # By the mesh that is planned for, whatever the configuration says of its own.
