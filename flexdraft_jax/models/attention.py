@@ -49,8 +49,8 @@ class Part(NamedTuple):
 
     Attributes:
         kv: keys and values [B, K, S, H].
-        mask: broadcasts to [B, T, S]; with groups, to [B * groups, T / groups, S / groups]. A
-            `Span` has no groups.
+        mask: broadcasts to [B, T, S]; with groups, [T / groups, S / groups]. A `Span` has no
+            groups.
         num_groups: queries and keys both fall into this many equal runs, and each run of queries
             sees its own run of keys only.
     """
@@ -76,22 +76,22 @@ def attend(queries: jax.Array, parts: Sequence[Part], backend: Backend = REFEREN
     """
     batch, num_queries, heads, head_dim = queries.shape
     kv_heads = parts[0].kv.keys.shape[1]
-    # Query heads r of one kv head side by side: [B, K, R, T, H].
-    q = queries.reshape(batch, num_queries, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
-    q = q * head_dim**-0.5
+    # The R query heads of a kv head lie side by side, and groups of queries in one piece.
+    q = queries.reshape(batch, num_queries, kv_heads, -1, head_dim).swapaxes(1, 2)
+    q = q * head_dim**-0.5  # [B, K, T, R, H]
     sums = [_sum(q, part, backend) for part in parts]
     top = functools.reduce(jnp.maximum, (partial.top for partial in sums))
     scales = [jnp.exp(partial.top - top) for partial in sums]
     total = functools.reduce(jnp.add, map(jnp.multiply, scales, (s.total for s in sums)))
     values = functools.reduce(jnp.add, map(jnp.multiply, scales, (s.values for s in sums)))
-    out = (values / total).astype(queries.dtype)  # [B, K, R, T, H]
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
+    out = (values / total).astype(queries.dtype)  # [B, K, T, R, H]
+    return out.swapaxes(1, 2).reshape(batch, num_queries, heads, head_dim)
 
 
 class _PartialSum(NamedTuple):
-    values: jax.Array  # [B, K, R, T, H], weighted by exp(score - top)
-    total: jax.Array  # [B, K, R, T, 1], sum of the weights
-    top: jax.Array  # [B, K, R, T, 1], largest score; where total is 1, the logarithm of the sum
+    values: jax.Array  # [B, K, T, R, H], weighted by exp(score - top)
+    total: jax.Array  # [B, K, T, R, 1], sum of the weights
+    top: jax.Array  # [B, K, T, R, 1], largest score; where total is 1, the logarithm of the sum
 
 
 def _sum(q: jax.Array, part: Part, backend: Backend) -> _PartialSum:
@@ -100,16 +100,12 @@ def _sum(q: jax.Array, part: Part, backend: Backend) -> _PartialSum:
             values, log_total = attend_to_spans(q, part.kv, part.mask, backend.mesh)
             return _PartialSum(values, jnp.ones_like(log_total), log_total)
         return _sum_of_spans(q, part.kv, part.mask)
-    if part.num_groups > 1:
-        kv = KeysValues(*(_fold(x, part.num_groups) for x in part.kv))
-        partial = _masked_sum(_fold(q, part.num_groups), kv, part.mask)
-        return _PartialSum(*(_unfold(x, part.num_groups) for x in partial))
-    return _masked_sum(q, part.kv, part.mask)
+    return _masked_sum(q, part.kv, part.mask, part.num_groups)
 
 
 def _sum_of_spans(q: jax.Array, kv: KeysValues, span: Span) -> _PartialSum:
     """So many queries at a time that their scores stay small, in the backward pass too."""
-    num_queries, num_keys = q.shape[3], kv.keys.shape[2]
+    num_queries, num_keys = q.shape[2], kv.keys.shape[2]
     num_chunks = -(-num_queries // _QUERIES_AT_ONCE)
     if num_chunks == 1:
         return _masked_sum(q, kv, span.mask(num_keys))
@@ -122,55 +118,49 @@ def _sum_of_spans(q: jax.Array, kv: KeysValues, span: Span) -> _PartialSum:
         return jnp.moveaxis(jnp.pad(x, padding).reshape(shape), axis, 0)
 
     def join(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x, 0, 3)  # [B, K, R, chunks, size, ...]
-        return x.reshape(*x.shape[:3], -1, x.shape[-1])[:, :, :, :num_queries]
+        x = jnp.moveaxis(x, 0, 2)  # [B, K, chunks, size, R, ...]
+        return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :num_queries]
 
     @jax.checkpoint
     def chunk(q: jax.Array, first: jax.Array, end: jax.Array) -> _PartialSum:
         return _masked_sum(q, kv, Span(first, end).mask(num_keys))
 
     spans = (jnp.broadcast_to(x, (len(x), num_queries)) for x in span)
-    chunks = (split(q, 3), *(split(x, 1) for x in spans))
+    chunks = (split(q, 2), *(split(x, 1) for x in spans))
     return jax.tree.map(join, jax.lax.map(lambda of: chunk(*of), chunks))
 
 
-def _masked_sum(q: jax.Array, kv: KeysValues, mask: jax.Array | np.ndarray) -> _PartialSum:
-    batch, kv_heads, repeats, num_queries, head_dim = q.shape
-    # One matmul a kv head: [B, K, R * T, H] x [B, K, S, H] -> [B, K, R * T, S].
-    rows = q.reshape(batch, kv_heads, repeats * num_queries, head_dim)
+def _masked_sum(
+    q: jax.Array, kv: KeysValues, mask: jax.Array | np.ndarray, num_groups: int = 1
+) -> _PartialSum:
+    batch, kv_heads, num_queries, repeats, head_dim = q.shape
+    # One matmul for each group g of a kv head: [T / G * R, H] x [H, S / G].
+    rows, keys, values = (
+        x.reshape(batch, kv_heads, num_groups, -1, head_dim) for x in (q, kv.keys, kv.values)
+    )
     scores = jnp.einsum(
-        "BKQH,BKSH->BKQS",
+        "BKGQH,BKGSH->BKGQS",
         rows,
-        kv.keys,
+        keys,
         precision=precision(q.dtype),
         preferred_element_type=jnp.float32,
     )
-    scores = scores.reshape(batch, kv_heads, repeats, num_queries, -1)
-    mask = mask if mask.ndim == 2 else mask[:, None, None]  # [T, S], [B, 1, 1, T, S]
+    # [T / G, 1, S / G] or [B, 1, 1, T, 1, S]
+    mask = mask[:, None] if mask.ndim == 2 else mask[:, None, None, :, None]
+    by_query = batch, kv_heads, num_groups, num_queries // num_groups, repeats, keys.shape[3]
     with jax.named_scope(StepPart.MASKS):
-        scores = jnp.where(mask, scores, MASKED)
+        scores = jnp.where(mask, scores.reshape(by_query), MASKED).reshape(scores.shape)
     # The maximum only keeps exp() in range; it cancels in the merge, and so does its gradient.
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    values = jnp.einsum(
-        "BKQS,BKSH->BKQH",
-        weights.reshape(batch, kv_heads, repeats * num_queries, -1).astype(q.dtype),
-        kv.values,
+    sums = jnp.einsum(
+        "BKGQS,BKGSH->BKGQH",
+        weights.astype(q.dtype),
+        values,
         precision=precision(q.dtype),
         preferred_element_type=jnp.float32,
     )
-    values = values.reshape(q.shape)
-    return _PartialSum(values, jnp.sum(weights, axis=-1, keepdims=True), top)
-
-
-def _fold(x: jax.Array, num_groups: int) -> jax.Array:
-    """[B, ..., groups * n, H] -> [B * groups, ..., n, H]."""
-    *lead, _, head_dim = x.shape
-    x = jnp.moveaxis(x.reshape(*lead, num_groups, -1, head_dim), -3, 1)
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _unfold(x: jax.Array, num_groups: int) -> jax.Array:
-    """[B * groups, ..., n, H] -> [B, ..., groups * n, H]."""
-    x = jnp.moveaxis(x.reshape(-1, num_groups, *x.shape[1:]), 1, -3)
-    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return _PartialSum(
+        *(x.reshape(batch, kv_heads, num_queries, repeats, -1) for x in (sums, total, top))
+    )

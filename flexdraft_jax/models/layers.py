@@ -117,8 +117,12 @@ def rope_tables(config: TargetConfig, positions: jax.Array) -> RopeTables:
 
 def _rope(positions: jax.Array, frequencies: np.ndarray) -> Rope:
     angle = positions[..., None].astype(jnp.float32) * frequencies  # [B, T, R / 2]
-    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
-    return Rope(jnp.cos(angle), jnp.sin(angle))
+
+    def both_halves(x: jax.Array) -> jax.Array:
+        # Joined last: XLA would otherwise compute sines again for each head of each layer.
+        return jnp.concatenate([x, x], axis=-1)[:, :, None, :]
+
+    return Rope(both_halves(jnp.cos(angle)), both_halves(jnp.sin(angle)))
 
 
 @functools.lru_cache
