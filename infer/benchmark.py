@@ -11,12 +11,14 @@
 
 The first decodes held-out prompts with the embedded default. The next two need no trained model:
 with random weights a step costs what its shapes cost. The fourth takes public benchmarks, from
-files that are there already. Where PyTorch is installed, Hugging Face's own decoding of the same
-weights is a row of the same table; at batch 1 its prompt lookup is another, and its assisted
-generation with --assistant. Run infer/measure_steps.py first, on the same model and batch sizes:
-flex chooses by what it measures. The last measures nothing: it shows what changed between two
-reports, and its exit status is 1 where anything became worse beyond the spread of the repeats, of
-which it needs four, and a tenth.
+files that are there already. The last measures nothing: it shows what changed between two reports,
+and its exit status is 1 where anything became worse beyond the spread of the repeats, of which it
+needs four, and a tenth.
+
+Flex chooses by what steps cost: --measure_costs measures that at each batch size, and without it
+what infer/measure_steps.py wrote before is taken. Where PyTorch is installed, Hugging Face's own
+decoding of the same weights is a row of the same table; at batch 1 its prompt lookup is another,
+and its assisted generation with --assistant.
 """
 
 import json
@@ -90,6 +92,11 @@ _FORCED_ACCEPTANCE = flags.DEFINE_float(
     None,
     "Accept each draft of a random target with this probability, to time the schedules.",
 )
+_MEASURE_COSTS = flags.DEFINE_boolean(
+    "measure_costs",
+    _DEFAULT.measure_costs,
+    "Measure what flex chooses by before each batch size, instead of looking for a profile.",
+)
 _PARTS = flags.DEFINE_list(
     "parts", list(PARTS), "What to measure: the cost of single steps, decoding in whole calls."
 )
@@ -151,6 +158,7 @@ def main(argv: Sequence[str]) -> None:
             max_new_tokens=_MAX_NEW_TOKENS.value,
             repeats=_REPEATS.value,
             forced_acceptance=_FORCED_ACCEPTANCE.value,
+            measure_costs=_MEASURE_COSTS.value,
             parts=tuple(_PARTS.value),
             tasks=tuple(_TASKS.value or _DEFAULT.tasks),
             tasks_dir=_TASKS_DIR.value,

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from flexdraft_jax.decoding.costs import find_profile
+from flexdraft_jax.decoding.costs import Profile, find_profile
 from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
 from flexdraft_jax.evaluation.decode_speed import NearTies, measure_decoding
 from flexdraft_jax.evaluation.loading import Models
@@ -24,7 +24,7 @@ from flexdraft_jax.evaluation.peak_memory import peak_source
 from flexdraft_jax.evaluation.peer_methods import describe_peer, hugging_face, peer_methods
 from flexdraft_jax.evaluation.prompt_sets import task_prompts
 from flexdraft_jax.evaluation.random_targets import random_models
-from flexdraft_jax.evaluation.step_costs import measure_steps
+from flexdraft_jax.evaluation.step_costs import measure_costs, measure_steps
 from flexdraft_jax.evaluation.timing import Progress, silent
 from flexdraft_jax.models.draft import Draft
 from flexdraft_jax.models.target import Target
@@ -206,8 +206,13 @@ def _benchmark(
     if "decoding" in settings.parts:
         facts |= {"peak memory": peak_source(), "huggingface": describe_peer(peer)}
         for temperature, domain in itertools.product(settings.temperatures, prompts):
-            methods = _methods(target, draft, settings, schedules, stop_token_ids, temperature)
             for size, rows in prompts[domain].items():
+                profile = None
+                if settings.measure_costs and "flex" in schedules:
+                    profile = _profile(target, draft, settings, size, progress)
+                methods = _methods(
+                    target, draft, settings, schedules, stop_token_ids, temperature, profile
+                )
                 peers = peer_methods(
                     peer,
                     rows[:size],
@@ -237,6 +242,7 @@ def _methods(
     schedules: Sequence[str],
     stop_token_ids: Sequence[int] | None,
     temperature: float,
+    profile: Profile | None,
 ) -> list[Method]:
     """Plain decoding and the schedules."""
     options: dict[str, Any] = {
@@ -248,11 +254,28 @@ def _methods(
         "block_size": settings.block_sizes[0],
         "confidence_threshold": settings.confidence_threshold,
         "forced_acceptance": settings.forced_acceptance,
+        "profile": profile,
     }
     return [
         schedule_method(target, None, "ar", **options),
         *(schedule_method(target, draft, schedule, **drafting) for schedule in schedules),
     ]
+
+
+def _profile(
+    target: Target, draft: Draft, settings: BenchmarkSettings, batch_size: int, progress: Progress
+) -> Profile:
+    """What steps cost just now: that changes with whatever else the machine does."""
+    costs = measure_costs(
+        target,
+        draft,
+        block_sizes=settings.block_sizes[:1],
+        batch_sizes=[batch_size],
+        slot_counts=[settings.num_slots],
+        repeats=settings.repeats,
+        progress=progress,
+    )
+    return Profile(tuple(costs))
 
 
 def _tie_finder(target: Target, settings: BenchmarkSettings, temperature: float) -> NearTies | None:
@@ -268,9 +291,10 @@ def _facts(target: Target, draft: Draft, settings: BenchmarkSettings) -> dict[st
     mesh = mesh_of(target.params)
     profile = find_profile(target.config, draft.config, target.dtype, None, n, mesh)
     measured = profile is not None and profile.nearest(n, 1, 1) is not None
+    known = "measured before" if measured else "estimated"
     facts = environment() | {
         "dtype": str(target.dtype),
-        "step costs of flex": "measured" if measured else "estimated",
+        "step costs of flex": "measured in this run" if settings.measure_costs else known,
     }
     if mesh is not None:
         facts["mesh"] = describe_mesh(mesh)

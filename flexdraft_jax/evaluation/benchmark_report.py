@@ -32,6 +32,8 @@ class BenchmarkSettings:
         forced_acceptance: of random targets: each draft is accepted with this probability,
             whatever the models say. Their drafts are worth nothing otherwise, and then only plain
             decoding is measured in whole calls.
+        measure_costs: measure what flex chooses by right before each batch size. If not, it takes
+            the profile that is in the usual place, or estimates.
         parts: of `PARTS`: the cost of single steps, whole calls, or both.
         temperatures: of whole calls; 0 is greedy.
         tasks: that prompts are of, from `KNOWN_TASKS`. A random target has tokens of its own.
@@ -48,6 +50,7 @@ class BenchmarkSettings:
     num_steps: int = 64
     repeats: int = 5
     forced_acceptance: float | None = None
+    measure_costs: bool = False
     parts: tuple[str, ...] = PARTS
     temperatures: tuple[float, ...] = (0.0,)
     tasks: tuple[str, ...] = DOMAINS

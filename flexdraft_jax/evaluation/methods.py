@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from flexdraft_jax.decoding.batch import Decoding, start
+from flexdraft_jax.decoding.costs import Profile
 from flexdraft_jax.decoding.requests import block_size_of, check_requests
 from flexdraft_jax.evaluation.draft_record import DraftRecord, watch_drafts
 from flexdraft_jax.models.draft import Draft
@@ -58,6 +59,7 @@ def schedule_method(
     sampling: str = "coupled",
     attention: str = "reference",
     forced_acceptance: float | None = None,
+    profile: Profile | None = None,
     **row_sampling: Any,
 ) -> Method:
     """One of our schedules; the arguments are those of `generate` and `start`."""
@@ -80,6 +82,7 @@ def schedule_method(
             sampling=sampling,
             attention=attention,
             forced_acceptance=forced_acceptance,
+            profile=profile,
         )
 
     def decode(prompts: Batch) -> tuple[Tokens, list[list[int]]]:

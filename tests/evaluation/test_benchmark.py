@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
 import flexdraft_jax as fd
+from flexdraft_jax.decoding.costs import StepCosts, flex_buckets
 from flexdraft_jax.evaluation import benchmark, peer_methods, random_targets
 from flexdraft_jax.evaluation.benchmark import (
     benchmark_models,
@@ -90,6 +92,33 @@ def test_forced_acceptance_times_the_schedules_of_a_random_target(
         plot_acceptance(report.decoding[:1], str(tmp_path / "plot.png"))
     with pytest.raises(ValueError, match="no row has drafts"):
         plot_tau(report.decoding[:1], str(tmp_path / "plot.png"))
+
+
+def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatch) -> None:
+    monkeypatch.setitem(random_targets.RANDOM_TARGETS, "1m", models.target.config)
+    monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
+    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
+    measured = []
+
+    def drafting_is_dear(*_: Any, block_sizes: Any, batch_sizes: Any, **__: Any) -> list[StepCosts]:
+        measured.append((*block_sizes, *batch_sizes))
+        n, size = measured[-1]
+        dear = dict.fromkeys(flex_buckets(n), 1e6)
+        return [StepCosts(n, size, 256, verify={0: 1.0, **dear}, draft=1e6, parallel=dear)]
+
+    monkeypatch.setattr(benchmark, "measure_costs", drafting_is_dear)
+    settings = dataclasses.replace(
+        SETTINGS,
+        parts=("decoding",),
+        schedules=("flex",),
+        forced_acceptance=1.0,
+        measure_costs=True,
+        batch_sizes=(1, 2),
+    )
+    report = benchmark_random("1m", settings)
+    assert measured == [(4, 1), (4, 2)]
+    assert [row.tau for row in report.decoding if row.method == "flex"] == [1.0, 1.0]
+    assert "step costs of flex measured in this run" in report.tables()[0].note
 
 
 def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
