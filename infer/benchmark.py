@@ -16,9 +16,9 @@ and its exit status is 1 where anything became worse beyond the spread of the re
 needs four, and a tenth.
 
 Flex chooses by what steps cost: --measure_costs measures that at each batch size, and without it
-what infer/measure_steps.py wrote before is taken. Where PyTorch is installed, Hugging Face's own
-decoding of the same weights is a row of the same table; at batch 1 its prompt lookup is another,
-and its assisted generation with --assistant.
+what infer/measure_steps.py wrote before is taken, or estimates. Where PyTorch is installed, Hugging
+Face's own decoding of the same weights is a row of the same table; at batch 1 its prompt lookup is
+another, and its assisted generation with --assistant.
 """
 
 import json
@@ -95,7 +95,7 @@ _FORCED_ACCEPTANCE = flags.DEFINE_float(
 _MEASURE_COSTS = flags.DEFINE_boolean(
     "measure_costs",
     _DEFAULT.measure_costs,
-    "Measure what flex chooses by before each batch size, instead of looking for a profile.",
+    "Before each batch size, measure what flex chooses by, instead of looking for a profile.",
 )
 _PARTS = flags.DEFINE_list(
     "parts", list(PARTS), "What to measure: the cost of single steps, decoding in whole calls."

@@ -114,8 +114,11 @@ def benchmark_random(
         assistant: as for `benchmark_models`.
 
     Raises:
-        ValueError: an unknown name, or weights that do not divide among the mesh's devices.
+        ValueError: an unknown name, weights that do not divide among the mesh's devices, or costs
+            to measure for flex without a forced acceptance.
     """
+    if settings.measure_costs and settings.forced_acceptance is None:
+        raise ValueError("measure_costs=True: a random target has flex with forced_acceptance only")
     target, draft = random_models(name, settings.block_sizes[0], dtype, mesh)
     shape = (max(settings.batch_sizes), _RANDOM_PROMPT_TOKENS)
     prompts = np.random.default_rng(0).integers(0, target.config.vocab_size, shape).tolist()
@@ -208,7 +211,7 @@ def _benchmark(
         for temperature, domain in itertools.product(settings.temperatures, prompts):
             for size, rows in prompts[domain].items():
                 profile = None
-                if settings.measure_costs and "flex" in schedules:
+                if settings.measure_costs:
                     profile = _profile(target, draft, settings, size, progress)
                 methods = _methods(
                     target, draft, settings, schedules, stop_token_ids, temperature, profile
@@ -287,15 +290,14 @@ def _tie_finder(target: Target, settings: BenchmarkSettings, temperature: float)
 
 def _facts(target: Target, draft: Draft, settings: BenchmarkSettings) -> dict[str, Any]:
     """The environment, and whether flex knows what steps cost there."""
-    n = settings.block_sizes[0]
     mesh = mesh_of(target.params)
-    profile = find_profile(target.config, draft.config, target.dtype, None, n, mesh)
-    measured = profile is not None and profile.nearest(n, 1, 1) is not None
-    known = "measured before" if measured else "estimated"
-    facts = environment() | {
-        "dtype": str(target.dtype),
-        "step costs of flex": "measured in this run" if settings.measure_costs else known,
-    }
+    costs = "measured in this run"
+    if not settings.measure_costs:
+        n = settings.block_sizes[0]
+        profile = find_profile(target.config, draft.config, target.dtype, None, n, mesh)
+        measured = profile is not None and profile.nearest(n, 1, 1) is not None
+        costs = "measured" if measured else "estimated"
+    facts = environment() | {"dtype": str(target.dtype), "step costs of flex": costs}
     if mesh is not None:
         facts["mesh"] = describe_mesh(mesh)
     return facts

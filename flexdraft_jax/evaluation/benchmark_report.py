@@ -32,8 +32,8 @@ class BenchmarkSettings:
         forced_acceptance: of random targets: each draft is accepted with this probability,
             whatever the models say. Their drafts are worth nothing otherwise, and then only plain
             decoding is measured in whole calls.
-        measure_costs: measure what flex chooses by right before each batch size. If not, it takes
-            the profile that is in the usual place, or estimates.
+        measure_costs: before each batch size of each task, measure what flex chooses by. If not,
+            it takes the profile that is in the usual place, or estimates.
         parts: of `PARTS`: the cost of single steps, whole calls, or both.
         temperatures: of whole calls; 0 is greedy.
         tasks: that prompts are of, from `KNOWN_TASKS`. A random target has tokens of its own.
@@ -75,6 +75,10 @@ class BenchmarkSettings:
                 raise ValueError(
                     f"{field}={getattr(self, field)}: must be at least {smallest} each"
                 )
+        if self.measure_costs and ("flex" not in self.schedules or "decoding" not in self.parts):
+            raise ValueError(
+                "measure_costs=True: needs flex among schedules, and decoding among parts"
+            )
         if not (self.forced_acceptance is None or 0 <= self.forced_acceptance <= 1):
             raise ValueError(f"forced_acceptance={self.forced_acceptance}: must be from 0 to 1")
 

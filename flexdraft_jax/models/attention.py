@@ -76,22 +76,23 @@ def attend(queries: jax.Array, parts: Sequence[Part], backend: Backend = REFEREN
     """
     batch, num_queries, heads, head_dim = queries.shape
     kv_heads = parts[0].kv.keys.shape[1]
-    # The R query heads of a kv head lie side by side, and groups of queries in one piece.
-    q = queries.reshape(batch, num_queries, kv_heads, -1, head_dim).swapaxes(1, 2)
-    q = q * head_dim**-0.5  # [B, K, T, R, H]
+    groups = max(part.num_groups for part in parts)
+    # Groups are an axis for all parts: to cut them out of one part would copy the queries.
+    q = queries.reshape(batch, groups, -1, kv_heads, heads // kv_heads, head_dim)
+    q = q.transpose(0, 3, 1, 4, 2, 5) * head_dim**-0.5  # [B, K, G, R, T / G, H]
     sums = [_sum(q, part, backend) for part in parts]
     top = functools.reduce(jnp.maximum, (partial.top for partial in sums))
     scales = [jnp.exp(partial.top - top) for partial in sums]
     total = functools.reduce(jnp.add, map(jnp.multiply, scales, (s.total for s in sums)))
     values = functools.reduce(jnp.add, map(jnp.multiply, scales, (s.values for s in sums)))
-    out = (values / total).astype(queries.dtype)  # [B, K, T, R, H]
-    return out.swapaxes(1, 2).reshape(batch, num_queries, heads, head_dim)
+    out = (values / total).astype(queries.dtype).transpose(0, 2, 4, 1, 3, 5)
+    return out.reshape(batch, num_queries, heads, head_dim)
 
 
 class _PartialSum(NamedTuple):
-    values: jax.Array  # [B, K, T, R, H], weighted by exp(score - top)
-    total: jax.Array  # [B, K, T, R, 1], sum of the weights
-    top: jax.Array  # [B, K, T, R, 1], largest score; where total is 1, the logarithm of the sum
+    values: jax.Array  # [B, K, G, R, T / G, H], weighted by exp(score - top)
+    total: jax.Array  # [B, K, G, R, T / G, 1], sum of the weights
+    top: jax.Array  # likewise, largest score; where total is 1, the logarithm of the sum
 
 
 def _sum(q: jax.Array, part: Part, backend: Backend) -> _PartialSum:
@@ -100,67 +101,72 @@ def _sum(q: jax.Array, part: Part, backend: Backend) -> _PartialSum:
             values, log_total = attend_to_spans(q, part.kv, part.mask, backend.mesh)
             return _PartialSum(values, jnp.ones_like(log_total), log_total)
         return _sum_of_spans(q, part.kv, part.mask)
-    return _masked_sum(q, part.kv, part.mask, part.num_groups)
+    if part.num_groups > 1:
+        by_group = (x.reshape(*x.shape[:2], part.num_groups, -1, x.shape[-1]) for x in part.kv)
+        return _masked_sum(q, KeysValues(*by_group), part.mask)
+    return _masked_sum(q, part.kv, _by_group(part.mask, q))
 
 
 def _sum_of_spans(q: jax.Array, kv: KeysValues, span: Span) -> _PartialSum:
     """So many queries at a time that their scores stay small, in the backward pass too."""
-    num_queries, num_keys = q.shape[2], kv.keys.shape[2]
+    batch, _, groups, _, group_size, _ = q.shape
+    num_queries, num_keys = groups * group_size, kv.keys.shape[2]
     num_chunks = -(-num_queries // _QUERIES_AT_ONCE)
     if num_chunks == 1:
-        return _masked_sum(q, kv, span.mask(num_keys))
-    size = -(-num_queries // num_chunks)
+        return _masked_sum(q, kv, _by_group(span.mask(num_keys), q))
+    axis = 2 if groups > 1 else 4  # Groups stay whole.
+    size = -(-q.shape[axis] // num_chunks)
 
-    def split(x: jax.Array, axis: int) -> jax.Array:
+    def split(x: jax.Array, axis: int, size: int) -> jax.Array:
         padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, num_chunks * size - num_queries)
+        padding[axis] = (0, num_chunks * size - x.shape[axis])
         shape = (*x.shape[:axis], num_chunks, size, *x.shape[axis + 1 :])
         return jnp.moveaxis(jnp.pad(x, padding).reshape(shape), axis, 0)
 
     def join(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x, 0, 2)  # [B, K, chunks, size, R, ...]
-        return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :num_queries]
+        x = jnp.moveaxis(x, 0, axis)
+        x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        return jax.lax.slice_in_dim(x, 0, q.shape[axis], axis=axis)
 
     @jax.checkpoint
     def chunk(q: jax.Array, first: jax.Array, end: jax.Array) -> _PartialSum:
-        return _masked_sum(q, kv, Span(first, end).mask(num_keys))
+        return _masked_sum(q, kv, _by_group(Span(first, end).mask(num_keys), q))
 
-    spans = (jnp.broadcast_to(x, (len(x), num_queries)) for x in span)
-    chunks = (split(q, 2), *(split(x, 1) for x in spans))
+    spans = (jnp.broadcast_to(x, (batch, num_queries)) for x in span)
+    of_chunk = size * num_queries // q.shape[axis]
+    chunks = (split(q, axis, size), *(split(x, 1, of_chunk) for x in spans))
     return jax.tree.map(join, jax.lax.map(lambda of: chunk(*of), chunks))
 
 
-def _masked_sum(
-    q: jax.Array, kv: KeysValues, mask: jax.Array | np.ndarray, num_groups: int = 1
-) -> _PartialSum:
-    batch, kv_heads, num_queries, repeats, head_dim = q.shape
-    # One matmul for each group g of a kv head: [T / G * R, H] x [H, S / G].
-    rows, keys, values = (
-        x.reshape(batch, kv_heads, num_groups, -1, head_dim) for x in (q, kv.keys, kv.values)
-    )
+def _by_group(mask: jax.Array | np.ndarray, q: jax.Array) -> jax.Array | np.ndarray:
+    """[T, S] or [B, T, S], T may be 1 -> broadcasts to [B, K, G, R, T / G, S]."""
+    *rows, num_queries, num_keys = mask.shape
+    groups = q.shape[2] if num_queries > 1 else 1
+    mask = mask.reshape(*rows, groups, 1, -1, num_keys)
+    return mask[:, None] if rows else mask
+
+
+def _masked_sum(q: jax.Array, kv: KeysValues, mask: jax.Array | np.ndarray) -> _PartialSum:
+    """Of keys and values [B, K, S, H], or [B, K, G, S / G, H] of each group's own."""
+    # No axes are merged here, so that a mesh may spread K and R.
+    keys = "BKGSH" if kv.keys.ndim == 5 else "BKSH"
     scores = jnp.einsum(
-        "BKGQH,BKGSH->BKGQS",
-        rows,
-        keys,
+        f"BKGRTH,{keys}->BKGRTS",
+        q,
+        kv.keys,
         precision=precision(q.dtype),
         preferred_element_type=jnp.float32,
     )
-    # [T / G, 1, S / G] or [B, 1, 1, T, 1, S]
-    mask = mask[:, None] if mask.ndim == 2 else mask[:, None, None, :, None]
-    by_query = batch, kv_heads, num_groups, num_queries // num_groups, repeats, keys.shape[3]
     with jax.named_scope(StepPart.MASKS):
-        scores = jnp.where(mask, scores.reshape(by_query), MASKED).reshape(scores.shape)
+        scores = jnp.where(mask, scores, MASKED)
     # The maximum only keeps exp() in range; it cancels in the merge, and so does its gradient.
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    sums = jnp.einsum(
-        "BKGQS,BKGSH->BKGQH",
+    values = jnp.einsum(
+        f"BKGRTS,{keys}->BKGRTH",
         weights.astype(q.dtype),
-        values,
+        kv.values,
         precision=precision(q.dtype),
         preferred_element_type=jnp.float32,
     )
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return _PartialSum(
-        *(x.reshape(batch, kv_heads, num_queries, repeats, -1) for x in (sums, total, top))
-    )
+    return _PartialSum(values, jnp.sum(weights, axis=-1, keepdims=True), top)

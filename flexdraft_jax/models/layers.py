@@ -117,12 +117,9 @@ def rope_tables(config: TargetConfig, positions: jax.Array) -> RopeTables:
 
 def _rope(positions: jax.Array, frequencies: np.ndarray) -> Rope:
     angle = positions[..., None].astype(jnp.float32) * frequencies  # [B, T, R / 2]
-
-    def both_halves(x: jax.Array) -> jax.Array:
-        # Joined last: XLA would otherwise compute sines again for each head of each layer.
-        return jnp.concatenate([x, x], axis=-1)[:, :, None, :]
-
-    return Rope(both_halves(jnp.cos(angle)), both_halves(jnp.sin(angle)))
+    tables = jnp.cos(angle), jnp.sin(angle)
+    # Joined last: XLA would otherwise compute sines again for each head of each layer.
+    return Rope(*(jnp.concatenate([x, x], axis=-1)[:, :, None] for x in tables))
 
 
 @functools.lru_cache
@@ -186,8 +183,9 @@ class Attention(nn.Module):
             queries = queries * (self.config.head_dim / scalar) ** 0.5
         # Where a token overflows, its keys tell all who see it. To the others its values have the
         # weight 0, and 0 * NaN or 0 * inf would be NaN.
-        finite = jnp.all(jnp.isfinite(keys) & jnp.isfinite(values), axis=-1, keepdims=True)
-        keys, values = jnp.where(finite, keys, jnp.nan), jnp.where(finite, values, 0)
+        finite = jnp.isfinite(values)
+        keys = jnp.where(finite & jnp.isfinite(keys), keys, jnp.nan)
+        values = jnp.where(finite, values, 0)
         return queries, KeysValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
 
     def output(self, values: jax.Array) -> jax.Array:

@@ -23,20 +23,21 @@ def attend_to_spans(
     """Softmax attention of scaled queries.
 
     Args:
-        q: [B, K, T, R, H].
+        q: [B, K, G, R, T / G, H].
         kv: keys and values [B, K, S, H].
         span: which of them each query sees.
         mesh: that rows and key/value heads are spread over, as far as they divide; None for one
             device.
 
     Returns:
-        Mean values [B, K, T, R, H] and the logarithm of the sum of exp(score) [B, K, T, R, 1], both
-        float32; about MASKED for a query that sees nothing.
+        Mean values [B, K, G, R, T / G, H] and the logarithm of the sum of exp(score), with 1 in the
+        place of H, both float32; about MASKED for a query that sees nothing.
     """
-    batch, kv_heads, num_queries, repeats, head_dim = q.shape
-    ends = jnp.stack([jnp.broadcast_to(x, (batch, num_queries)) for x in span], axis=-1)
-    rows = q.reshape(batch, kv_heads, -1, head_dim)  # [B, K, T * R, H]
-    args = rows, *kv, jnp.repeat(ends, repeats, axis=1).astype(jnp.int32)
+    batch, kv_heads, groups, repeats, group_size, head_dim = q.shape
+    ends = jnp.stack([jnp.broadcast_to(x, (batch, groups * group_size)) for x in span], axis=-1)
+    ends = jnp.repeat(ends.reshape(batch, groups, 1, group_size, 2), repeats, axis=2)
+    rows = q.reshape(batch, kv_heads, -1, head_dim)  # [B, K, R * T, H]
+    args = rows, *kv, ends.reshape(batch, -1, 2).astype(jnp.int32)
     on_each = _on_any_platform
     if mesh is not None:
         row_axes, head_axes = _dividing(mesh, batch=batch, kv_heads=kv_heads)
