@@ -41,7 +41,7 @@ from flexdraft_jax.parallel.processes import gather_results, to_host
 ALL_STEPS = np.iinfo(np.int32).max
 _ALL_ROWS = slice(None)
 # Sizes of the cache that are compiled for ahead, the present one among them.
-_SIZES_AHEAD = 3
+_SIZES_AHEAD = 4
 
 
 @dataclasses.dataclass
@@ -153,7 +153,7 @@ class Decoding:
         self.state = resize(self.state, num_slots)
 
     def compile_ahead(self, num_slots: int, row_counts: Sequence[int] = ()) -> Iterator[int]:
-        """Compiles the programs for the present cache size and the next two.
+        """Compiles the programs for the present cache size and the next three.
 
         More would take long, and often for nothing: a row may end long before its budget.
 

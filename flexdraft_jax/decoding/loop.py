@@ -82,7 +82,7 @@ def read_prompt_chunk(
     # A row that reads on gets a block that means nothing, and another one later.
     part = first_block(program, variables, part, bonus)
     # The prompt's own token is the bonus of no step.
-    part = emit(program, part, Verdict(jnp.zeros_like(bonus), bonus))
+    part = emit(program, part, Verdict(jnp.zeros_like(bonus), bonus), num_drafts=0)
     if rows is None:
         return program.place(part)
     # Always true, but it makes the write wait for every read of the old cache, as in a step.
@@ -196,41 +196,43 @@ def run(
         done, _, state = carry
         return (done < max_steps) & (jnp.sum(state.active) >= min_active) & ~full(state)
 
-    def steps_of(first: int, last: int, carry: Carry) -> Carry:
-        """Steps as long as they are of these variants."""
-        part = dataclasses.replace(program, variants=program.variants[first:last])
+    def steps_of(index: int, carry: Carry) -> Carry:
+        """Steps as long as they are of this variant."""
+        variant = program.variants[index]
 
-        def same_part(carry: Carry) -> jax.Array:
-            return goes_on(carry) & (first <= carry[1]) & (carry[1] < last)
+        def same_variant(carry: Carry) -> jax.Array:
+            return goes_on(carry) & (carry[1] == index)
 
         def body(carry: Carry) -> Carry:
-            done, index, state = carry
+            done, _, state = carry
             # At both ends, or the compiler would choose for what is carried from step to step.
-            state = step(part, variables, program.place(state), index - first)
+            state = step(program, variables, program.place(state), variant)
             state = program.place(state)
-            if part.drafts or flex_costs is None:
+            if variant.drafts or flex_costs is None:
                 return done + 1, next_variant(program, state, flex_costs), state
             # Plain steps teach little, and are so short that even the choice counts.
-            index = jax.lax.cond(
+            following = jax.lax.cond(
                 done % _PLAIN_STEPS == 0,
                 lambda: next_variant(program, state, flex_costs),
-                lambda: index,
+                lambda: jnp.int32(index),
             )
-            return done + 1, index, state
+            return done + 1, following, state
 
-        return jax.lax.while_loop(same_part, body, carry)
+        return jax.lax.while_loop(same_variant, body, carry)
+
+    def steps_of_each(carry: Carry) -> Carry:
+        for index in range(len(program.variants)):
+            carry = steps_of(index, carry)
+        return carry
 
     state = program.place(state)
     carry = jnp.int32(0), next_variant(program, state, flex_costs), state
-    count = len(program.variants)
-    if flex_costs is None:
-        carry = steps_of(0, count, carry)
+    # A loop for each variant: the cases of a `switch` would have to agree in shapes, and XLA keeps
+    # operations inside of one on a single core of a CPU.
+    if len(program.variants) == 1:
+        carry = steps_of_each(carry)
     else:
-        # Plain steps have a loop of their own: as one case of a switch, each would have to hand on
-        # keys and values for as many tokens as the largest.
-        carry = jax.lax.while_loop(
-            goes_on, lambda carry: steps_of(1, count, steps_of(0, 1, carry)), carry
-        )
+        carry = jax.lax.while_loop(goes_on, steps_of_each, carry)
     done, _, state = carry
     state = program.place(state)
     return state, done, full(state)

@@ -68,12 +68,12 @@ def prompt_chunk(longest: int, batch_size: int) -> int:
 
 
 def slot_bucket(size: int, largest: int | None = None) -> int:
-    """The cache size for `size` tokens: 128, 256, 512, 768, 1024, 1536, ... up to the largest.
+    """The cache size for `size` tokens: 128, 256, 384, 512, 768, 1024, ... up to the largest.
 
     Fewer small sizes than `bucket` has: a cache grows through all of them, each is compiled for,
     and small ones save little.
     """
-    slots = bucket(size, smallest=128) if size > 512 else max(128, 1 << (size - 1).bit_length())
+    slots = bucket(size, smallest=128 if size <= 128 else 256)
     return slots if largest is None else min(slots, largest)
 
 

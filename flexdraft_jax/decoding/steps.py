@@ -14,8 +14,6 @@ same numbers. An "ar" step drafts nothing; with v = 0 it is plain decoding.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +24,8 @@ from flexdraft_jax.decoding.confidence import (
     slot_confidence,
     survival_curve,
 )
+from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.decoding.flex import (
-    DraftHistory,
     FlexCosts,
     choose_variant,
     empty_history,
@@ -78,40 +76,31 @@ def next_variant(
 
 
 def step(
-    program: DecodeProgram, variables: Variables, state: DecodeState, index: jax.Array
+    program: DecodeProgram, variables: Variables, state: DecodeState, variant: Variant
 ) -> DecodeState:
-    """One step of one of the program's variants, for all rows that still decode.
+    """One step, for all rows that still decode.
 
     Args:
         program: the compiled choices.
         variables: target and draft parameters.
         state: before the step.
-        index: of the variant; no row verifies more drafts than it holds.
+        variant: which of the program's; no row verifies more drafts than it holds.
     """
-    before = state
-    state = _limit_verify_length(program, index, state)
-
-    def verify(of: tuple[bool, int], state: DecodeState) -> Any:
-        parallel, num_drafts = of
-        judge = _verify_and_draft if parallel else _verify
-        return judge(program, variables, num_drafts, state)
-
-    # Steps that differ in how they draft alone share a verify pass.
-    passes = [(v.schedule == "parallel", v.num_drafts) for v in program.variants]
-    fresh, verdict, hidden = _switch(index, passes, verify, state)
-    stepped = _commit_and_emit(program, state, fresh, verdict)
-
-    def draft(schedule: str, state: DecodeState) -> tuple[CandidateBlock, DraftHistory]:
-        if schedule == "ar":
-            return _undrafted_block(state.block, verdict.bonus), state.history
-        slots = hidden
-        if schedule == "sequential":
-            slots = _draft_group(program, variables, state)
+    before, num_drafts = state, variant.num_drafts
+    state = _limit_verify_length(state, num_drafts)
+    slots = None
+    if variant.schedule == "parallel":
+        fresh, verdict, slots = _verify_and_draft(program, variables, num_drafts, state)
+    else:
+        fresh, verdict = _verify(program, variables, num_drafts, state)
+    state = _commit_and_emit(program, state, fresh, verdict, num_drafts)
+    if variant.schedule == "sequential":
+        slots = _draft_group(program, variables, state)
+    block, history = _undrafted_block(state.block, verdict.bonus), state.history
+    if slots is not None:
         block = _next_block(program, variables, state, slots, verdict.bonus)
-        return block, note_block(state.history, block.survival)
-
-    block, history = _switch(index, [v.schedule for v in program.variants], draft, stepped)
-    return _keep_finished(before, dataclasses.replace(stepped, block=block, history=history))
+        history = note_block(history, block.survival)
+    return _keep_finished(before, dataclasses.replace(state, block=block, history=history))
 
 
 def _draft_group(program: DecodeProgram, variables: Variables, state: DecodeState) -> jax.Array:
@@ -182,13 +171,15 @@ def first_block(
     return dataclasses.replace(state, block=block, history=history)
 
 
-def emit(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> DecodeState:
+def emit(
+    program: DecodeProgram, state: DecodeState, verdict: Verdict, num_drafts: int
+) -> DecodeState:
     """Appends the accepted drafts and the bonus, up to a stop token or the budget.
 
     Where the target's logits are NaN the bonus is no token (see `greedy_token`): it is left out,
-    and the row is finished.
+    and the row is finished. No more than `num_drafts` can have been accepted.
     """
-    slot = jnp.arange(program.variants[-1].num_drafts + 1)
+    slot = jnp.arange(num_drafts + 1)
     # Draft j + 1 in slot j; what is in the last one, behind all that can be accepted, is not read.
     drafts = jnp.roll(state.block.tokens[:, : len(slot)], -1, axis=1)
     a = verdict.num_accepted[:, None]
@@ -229,12 +220,12 @@ def target_token(
 
 def _verify(
     program: DecodeProgram, variables: Variables, num_drafts: int, state: DecodeState
-) -> tuple[tuple[KeysValues, ...], Verdict, jax.Array]:
-    """The verify pass of the sequential schedule; it leaves the block's hidden states alone."""
+) -> tuple[tuple[KeysValues, ...], Verdict]:
+    """The verify pass of the sequential schedule, and all of a plain step."""
     candidates = state.block.tokens[:, : num_drafts + 1]
     clean = program.apply(variables, "clean_pass", candidates, state.length, state.cache)
     verdict = _judge(program, variables, clean.hidden, state)
-    return _padded(program, clean.fresh), verdict, state.block.hidden
+    return clean.fresh, verdict
 
 
 def _verify_and_draft(
@@ -254,7 +245,7 @@ def _verify_and_draft(
     verdict = _judge(program, variables, both.clean.hidden, state)
     picked = verdict.num_accepted[:, None, None, None]
     hidden = jnp.take_along_axis(both.groups, picked, axis=1)[:, 0]  # [B, n, E]
-    return _padded(program, both.clean.fresh), verdict, hidden
+    return both.clean.fresh, verdict, hidden
 
 
 @jax.named_scope(StepPart.ACCEPTANCE)
@@ -303,32 +294,9 @@ def _draft_logits(
     return jnp.where(jnp.isnan(logits), 0.0, logits)
 
 
-def _switch(
-    index: jax.Array,
-    cases: Sequence[Hashable],
-    branch: Callable[[Any, DecodeState], Any],
-    state: DecodeState,
-) -> Any:
-    """`branch(cases[index], state)`, each different case compiled once and a single one inlined."""
-    different = list(dict.fromkeys(cases))
-    if len(different) == 1:
-        return branch(different[0], state)
-    which = jnp.array([different.index(case) for case in cases])[index]
-    return jax.lax.switch(which, [lambda s, c=case: branch(c, s) for case in different], state)
-
-
-def _padded(program: DecodeProgram, fresh: tuple[KeysValues, ...]) -> tuple[KeysValues, ...]:
-    """Fresh keys and values [B, K, C, H], padded to the largest C: variants agree in shape."""
-    missing = program.variants[-1].num_drafts + 1 - fresh[0].keys.shape[2]
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))), fresh)
-
-
-def _limit_verify_length(
-    program: DecodeProgram, index: jax.Array, state: DecodeState
-) -> DecodeState:
+def _limit_verify_length(state: DecodeState, num_drafts: int) -> DecodeState:
     """No row verifies more drafts than the variant holds."""
-    largest = jnp.array([v.num_drafts for v in program.variants])[index]
-    verify_length = jnp.minimum(state.block.verify_length, largest)
+    verify_length = jnp.minimum(state.block.verify_length, num_drafts)
     return dataclasses.replace(
         state, block=dataclasses.replace(state.block, verify_length=verify_length)
     )
@@ -339,9 +307,11 @@ def _commit_and_emit(
     state: DecodeState,
     fresh: tuple[KeysValues, ...],
     verdict: Verdict,
+    num_drafts: int,
 ) -> DecodeState:
     """Commits, logs and emits; emitting comes last, as it finishes rows."""
-    return emit(program, _log(program, _commit(state, fresh, verdict), verdict), verdict)
+    state = _log(_commit(state, fresh, verdict), verdict, num_drafts)
+    return emit(program, state, verdict, num_drafts)
 
 
 @jax.named_scope(StepPart.CACHE_WRITE)
@@ -357,13 +327,13 @@ def _commit(state: DecodeState, fresh: tuple[KeysValues, ...], verdict: Verdict)
     )
 
 
-def _log(program: DecodeProgram, state: DecodeState, verdict: Verdict) -> DecodeState:
+def _log(state: DecodeState, verdict: Verdict, num_drafts: int) -> DecodeState:
     """Counts the step and notes its a + 1 and v, and how good its drafts were."""
     block = state.block
     # A row that is finished writes behind the last entry, and mode="drop" discards it.
     entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])[:, None]
-    # Of what can have been verified alone: in the loop of plain steps nothing, which costs nothing.
-    survival = block.survival[:, : program.variants[-1].num_drafts]
+    # Of what can have been verified alone: in a plain step nothing, which costs nothing.
+    survival = block.survival[:, :num_drafts]
     return dataclasses.replace(
         state,
         num_steps=state.num_steps + state.active,

@@ -289,7 +289,7 @@ def _tie_finder(target: Target, settings: BenchmarkSettings, temperature: float)
 
 
 def _facts(target: Target, draft: Draft, settings: BenchmarkSettings) -> dict[str, Any]:
-    """The environment, and whether flex knows what steps cost there."""
+    """The environment, and whence flex knows what steps cost there."""
     mesh = mesh_of(target.params)
     costs = "measured in this run"
     if not settings.measure_costs:

@@ -32,8 +32,8 @@ class BenchmarkSettings:
         forced_acceptance: of random targets: each draft is accepted with this probability,
             whatever the models say. Their drafts are worth nothing otherwise, and then only plain
             decoding is measured in whole calls.
-        measure_costs: before each batch size of each task, measure what flex chooses by. If not,
-            it takes the profile that is in the usual place, or estimates.
+        measure_costs: before each batch size of each task and temperature, measure what flex
+            chooses by. If not, it takes the profile that is in the usual place, or estimates.
         parts: of `PARTS`: the cost of single steps, whole calls, or both.
         temperatures: of whole calls; 0 is greedy.
         tasks: that prompts are of, from `KNOWN_TASKS`. A random target has tokens of its own.

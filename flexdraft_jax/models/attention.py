@@ -52,7 +52,7 @@ class Part(NamedTuple):
         mask: broadcasts to [B, T, S]; with groups, [T / groups, S / groups]. A `Span` has no
             groups.
         num_groups: queries and keys both fall into this many equal runs, and each run of queries
-            sees its own run of keys only.
+            sees its own run of keys only. Parts that have groups have as many.
     """
 
     kv: KeysValues
@@ -79,7 +79,7 @@ def attend(queries: jax.Array, parts: Sequence[Part], backend: Backend = REFEREN
     groups = max(part.num_groups for part in parts)
     # Groups are an axis for all parts: to cut them out of one part would copy the queries.
     q = queries.reshape(batch, groups, -1, kv_heads, heads // kv_heads, head_dim)
-    q = q.transpose(0, 3, 1, 4, 2, 5) * head_dim**-0.5  # [B, K, G, R, T / G, H]
+    q = q.transpose(0, 3, 1, 4, 2, 5) * head_dim**-0.5  # [B, K, G, R, T / G, H], R = N / K
     sums = [_sum(q, part, backend) for part in parts]
     top = functools.reduce(jnp.maximum, (partial.top for partial in sums))
     scales = [jnp.exp(partial.top - top) for partial in sums]
@@ -117,7 +117,7 @@ def _sum_of_spans(q: jax.Array, kv: KeysValues, span: Span) -> _PartialSum:
     axis = 2 if groups > 1 else 4  # Groups stay whole.
     size = -(-q.shape[axis] // num_chunks)
 
-    def split(x: jax.Array, axis: int, size: int) -> jax.Array:
+    def split(x: jax.Array) -> jax.Array:
         padding = [(0, 0)] * x.ndim
         padding[axis] = (0, num_chunks * size - x.shape[axis])
         shape = (*x.shape[:axis], num_chunks, size, *x.shape[axis + 1 :])
@@ -130,11 +130,11 @@ def _sum_of_spans(q: jax.Array, kv: KeysValues, span: Span) -> _PartialSum:
 
     @jax.checkpoint
     def chunk(q: jax.Array, first: jax.Array, end: jax.Array) -> _PartialSum:
-        return _masked_sum(q, kv, _by_group(Span(first, end).mask(num_keys), q))
+        return _masked_sum(q, kv, Span(first, end).mask(num_keys))
 
-    spans = (jnp.broadcast_to(x, (batch, num_queries)) for x in span)
-    of_chunk = size * num_queries // q.shape[axis]
-    chunks = (split(q, axis, size), *(split(x, 1, of_chunk) for x in spans))
+    of_query = batch, 1, groups, 1, group_size
+    spans = (jnp.broadcast_to(x, (batch, num_queries)).reshape(of_query) for x in span)
+    chunks = tuple(map(split, (q, *spans)))
     return jax.tree.map(join, jax.lax.map(lambda of: chunk(*of), chunks))
 
 
@@ -147,7 +147,10 @@ def _by_group(mask: jax.Array | np.ndarray, q: jax.Array) -> jax.Array | np.ndar
 
 
 def _masked_sum(q: jax.Array, kv: KeysValues, mask: jax.Array | np.ndarray) -> _PartialSum:
-    """Of keys and values [B, K, S, H], or [B, K, G, S / G, H] of each group's own."""
+    """Of keys and values [B, K, S, H], or [B, K, G, S / G, H] of each group's own.
+
+    The mask broadcasts to [B, K, G, R, T / G, S], or S / G.
+    """
     # No axes are merged here, so that a mesh may spread K and R.
     keys = "BKGSH" if kv.keys.ndim == 5 else "BKSH"
     scores = jnp.einsum(

@@ -2,7 +2,7 @@
 
 A pass only reads the cache; the keys and values it makes come back as `Fresh` and are written once,
 by `commit`, when the step is over. Separate arrays per layer and a scatter that drops what lies out
-of bounds let XLA update every array in place inside `lax.while_loop` and `lax.switch`.
+of bounds let XLA update every array in place inside `lax.while_loop`.
 """
 
 from typing import NamedTuple

@@ -36,7 +36,7 @@ def attend_to_spans(
     batch, kv_heads, groups, repeats, group_size, head_dim = q.shape
     ends = jnp.stack([jnp.broadcast_to(x, (batch, groups * group_size)) for x in span], axis=-1)
     ends = jnp.repeat(ends.reshape(batch, groups, 1, group_size, 2), repeats, axis=2)
-    rows = q.reshape(batch, kv_heads, -1, head_dim)  # [B, K, R * T, H]
+    rows = q.reshape(batch, kv_heads, -1, head_dim)  # [B, K, G * R * T / G, H]
     args = rows, *kv, ends.reshape(batch, -1, 2).astype(jnp.int32)
     on_each = _on_any_platform
     if mesh is not None:

@@ -69,4 +69,4 @@ def test_variants_end_at_all_drafts(block_size):
 @given(st.integers(1, 10_000))
 def test_bucket_holds_its_size_with_little_padding(size):
     assert size <= bucket(size) <= max(32, 1.5 * size)
-    assert size <= slot_bucket(size) <= max(128, 2 * size - 1)
+    assert size <= slot_bucket(size) <= (128 if size <= 128 else max(256, 1.5 * size))
