@@ -1,4 +1,4 @@
-"""The compiled programs: reading prompts, admitting rows, and the `while_loop` around a step."""
+"""The compiled programs: reading prompts, admitting rows, and the loops around a step."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ from flexdraft_jax.models.cache import Cache, commit, init_cache
 
 # Of plain steps, flex takes as many before it chooses again.
 _PLAIN_STEPS = 4
-# Steps done, the variant of the next one, and the batch.
+# Steps done, the index of the next one's variant or, where there is none, their number; the batch.
 Carry = tuple[jax.Array, jax.Array, DecodeState]
 
 
@@ -192,16 +192,16 @@ def run(
         needed = state.length + program.block_size
         return jnp.any(state.active & (needed > state.cache.num_slots))
 
-    def goes_on(carry: Carry) -> jax.Array:
-        done, _, state = carry
-        return (done < max_steps) & (jnp.sum(state.active) >= min_active) & ~full(state)
+    ended = len(program.variants)
+
+    def ready(done: jax.Array, state: DecodeState, index: jax.Array) -> Carry:
+        """For the next step, of the variant `index` if there is one."""
+        goes_on = (done < max_steps) & (jnp.sum(state.active) >= min_active) & ~full(state)
+        return done, jnp.where(goes_on, index, ended), state
 
     def steps_of(index: int, carry: Carry) -> Carry:
         """Steps as long as they are of this variant."""
         variant = program.variants[index]
-
-        def same_variant(carry: Carry) -> jax.Array:
-            return goes_on(carry) & (carry[1] == index)
 
         def body(carry: Carry) -> Carry:
             done, _, state = carry
@@ -209,30 +209,30 @@ def run(
             state = step(program, variables, program.place(state), variant)
             state = program.place(state)
             if variant.drafts or flex_costs is None:
-                return done + 1, next_variant(program, state, flex_costs), state
+                return ready(done + 1, state, next_variant(program, state, flex_costs))
             # Plain steps teach little, and are so short that even the choice counts.
             following = jax.lax.cond(
                 done % _PLAIN_STEPS == 0,
                 lambda: next_variant(program, state, flex_costs),
                 lambda: jnp.int32(index),
             )
-            return done + 1, following, state
+            return ready(done + 1, state, following)
 
-        return jax.lax.while_loop(same_variant, body, carry)
+        return jax.lax.while_loop(lambda carry: carry[1] == index, body, carry)
 
     def steps_of_each(carry: Carry) -> Carry:
-        for index in range(len(program.variants)):
+        for index in range(ended):
             carry = steps_of(index, carry)
         return carry
 
     state = program.place(state)
-    carry = jnp.int32(0), next_variant(program, state, flex_costs), state
+    carry = ready(jnp.int32(0), state, next_variant(program, state, flex_costs))
     # A loop for each variant: the cases of a `switch` would have to agree in shapes, and XLA keeps
     # operations inside of one on a single core of a CPU.
-    if len(program.variants) == 1:
+    if ended == 1:
         carry = steps_of_each(carry)
     else:
-        carry = jax.lax.while_loop(goes_on, steps_of_each, carry)
+        carry = jax.lax.while_loop(lambda carry: carry[1] < ended, steps_of_each, carry)
     done, _, state = carry
     state = program.place(state)
     return state, done, full(state)

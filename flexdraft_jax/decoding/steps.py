@@ -87,19 +87,23 @@ def step(
         variant: which of the program's; no row verifies more drafts than it holds.
     """
     before, num_drafts = state, variant.num_drafts
-    state = _limit_verify_length(state, num_drafts)
+    verify_length = jnp.minimum(state.block.verify_length, num_drafts)
+    block = dataclasses.replace(state.block, verify_length=verify_length)
+    state = dataclasses.replace(state, block=block)
     slots = None
     if variant.schedule == "parallel":
         fresh, verdict, slots = _verify_and_draft(program, variables, num_drafts, state)
     else:
         fresh, verdict = _verify(program, variables, num_drafts, state)
-    state = _commit_and_emit(program, state, fresh, verdict, num_drafts)
+    state = _log(_commit(state, fresh, verdict), verdict, num_drafts)
+    state = emit(program, state, verdict, num_drafts)  # Comes last, as it finishes rows.
     if variant.schedule == "sequential":
         slots = _draft_group(program, variables, state)
-    block, history = _undrafted_block(state.block, verdict.bonus), state.history
-    if slots is not None:
+    if slots is None:
+        block, history = _undrafted_block(state.block, verdict.bonus), state.history
+    else:
         block = _next_block(program, variables, state, slots, verdict.bonus)
-        history = note_block(history, block.survival)
+        history = note_block(state.history, block.survival)
     return _keep_finished(before, dataclasses.replace(state, block=block, history=history))
 
 
@@ -292,26 +296,6 @@ def _draft_logits(
     logits = program.apply(variables, "draft_logits", hidden, bonus[:, None])
     # A draft may be any token, but it must be one: NaN has none.
     return jnp.where(jnp.isnan(logits), 0.0, logits)
-
-
-def _limit_verify_length(state: DecodeState, num_drafts: int) -> DecodeState:
-    """No row verifies more drafts than the variant holds."""
-    verify_length = jnp.minimum(state.block.verify_length, num_drafts)
-    return dataclasses.replace(
-        state, block=dataclasses.replace(state.block, verify_length=verify_length)
-    )
-
-
-def _commit_and_emit(
-    program: DecodeProgram,
-    state: DecodeState,
-    fresh: tuple[KeysValues, ...],
-    verdict: Verdict,
-    num_drafts: int,
-) -> DecodeState:
-    """Commits, logs and emits; emitting comes last, as it finishes rows."""
-    state = _log(_commit(state, fresh, verdict), verdict, num_drafts)
-    return emit(program, state, verdict, num_drafts)
 
 
 @jax.named_scope(StepPart.CACHE_WRITE)

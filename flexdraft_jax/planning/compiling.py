@@ -53,7 +53,7 @@ class Traffic:
         kind: "all-reduce", ..
         nbytes: of the result of one of them.
         group: chips that take part.
-        times: in one run; within a decoding loop, in one step.
+        times: in one run; within a decoding loop, in one step of each kind.
         in_step: whether it is in the decoding loop.
         sent: bytes that a chip sends each time, at least.
     """

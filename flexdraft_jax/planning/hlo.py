@@ -2,8 +2,8 @@
 
 The compiler's own estimates (`optimal_seconds`, `bytes accessed`) are not asked: they have been
 found wrong, and count the body of a loop once. Here the body counts once too where nobody can know
-how often it runs, as in decoding, so that numbers are of one step; and as often as it runs where
-the compiler knows.
+how often it runs, as in decoding, so that numbers are of one step (of flex: one step of each kind);
+and as often as it runs where the compiler knows.
 """
 
 from __future__ import annotations

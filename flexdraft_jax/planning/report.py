@@ -250,7 +250,7 @@ def _collectives_table(report: PlanReport) -> Table:
         title="What chips send each other, read from the compiled programs",
         columns=("", "kind", "in one", "chips", "times", "size", "sent by a chip"),
         rows=rows,
-        note="Of flex: a plain step and the drafting step that sends most.",
+        note="Of flex: one step of each kind, together.",
     )
 
 
