@@ -9,7 +9,8 @@ confidence foretold. (To first order: where chances of rejection are large it is
 truth.) No power mends a draft that is sure and wrong, so where fewer drafts are accepted than that
 promises, all of it counts for so much less: trust. Both are traits of the draft and the text, where
 a row by itself shows luck besides. They know past verdicts alone, never a draft of the block that
-is to be verified: rejection would be biased otherwise.
+is to be verified: rejection would be biased otherwise. Verdicts are forgotten from step to step,
+those of rows that have ended too.
 """
 
 import dataclasses

@@ -104,7 +104,10 @@ def step(
     else:
         block = _next_block(program, variables, state, slots, verdict.bonus)
         history = note_block(state.history, block.survival)
-    return _keep_finished(before, dataclasses.replace(state, block=block, history=history))
+    # Rows that were finished have no new block. What else they have is frozen on writing.
+    new, old = (block, history), (before.block, state.history)
+    block, history = select_rows(before.active, new, old)
+    return dataclasses.replace(state, block=block, history=history)
 
 
 def _draft_group(program: DecodeProgram, variables: Variables, state: DecodeState) -> jax.Array:
@@ -318,20 +321,16 @@ def _log(state: DecodeState, verdict: Verdict, num_drafts: int) -> DecodeState:
     entry = jnp.where(state.active, state.num_steps, state.acceptance_lengths.shape[1])[:, None]
     # Of what can have been verified alone: in a plain step nothing, which costs nothing.
     survival = block.survival[:, :num_drafts]
+    # Of a row that is finished nothing is verified any more: what it has taught is forgotten.
+    judged, accepted = (
+        jnp.where(state.active, count, 0) for count in (block.verify_length, verdict.num_accepted)
+    )
     return dataclasses.replace(
         state,
         num_steps=state.num_steps + state.active,
-        history=note_verdict(state.history, survival, block.verify_length, verdict.num_accepted),
+        history=note_verdict(state.history, survival, judged, accepted),
         acceptance_lengths=put_columns(
             state.acceptance_lengths, entry, verdict.num_accepted[:, None] + 1
         ),
         verify_lengths=put_columns(state.verify_lengths, entry, block.verify_length[:, None]),
     )
-
-
-def _keep_finished(before: DecodeState, after: DecodeState) -> DecodeState:
-    """Rows that were finished keep block and history; what else they have is frozen on writing."""
-    block, history = select_rows(
-        before.active, (after.block, after.history), (before.block, before.history)
-    )
-    return dataclasses.replace(after, block=block, history=history)

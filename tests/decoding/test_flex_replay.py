@@ -52,7 +52,7 @@ def flex_time(length, survival, accepted, costs, believed):
         remaining = jnp.where(active, BUDGET - t, 0)
         index = choose_variant(VARIANTS, flex_costs, history, curve, remaining)
         held = jnp.array([variant.num_drafts for variant in VARIANTS])[index]
-        verified = jnp.where(jnp.any(curve > 0, axis=1), held, 0)
+        verified = jnp.where(jnp.any(curve > 0, axis=1) & active, held, 0)
         a = jnp.minimum(will_accept, verified)
         after = note_verdict(history, curve, verified, a)
         t = t + jnp.where(active, a + 1, 0)
@@ -61,12 +61,7 @@ def flex_time(length, survival, accepted, costs, believed):
         after = jax.tree.map(
             lambda new, old: jnp.where(has_block, new, old), note_block(after, next_curve), after
         )
-        rows = jax.tree.map(
-            lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-            (next_curve * has_block, next_accept * has_block, after),
-            (curve, will_accept, history),
-        )
-        return time + costs[index], t, *rows
+        return time + costs[index], t, next_curve * has_block, next_accept * has_block, after
 
     t = jnp.ones(size, jnp.int32)  # Reading the prompt gives the first token, and a block.
     curve, will_accept = block_at(t)

@@ -17,16 +17,24 @@ from flexdraft_jax.parallel.axes import logical_axes
 
 
 @pytest.mark.parametrize("schedule", ["parallel", "flex"])
-def test_a_finished_row_never_changes(begin, draft, prompts, schedule):
+def test_a_finished_row_never_changes_but_is_forgotten(begin, draft, prompts, schedule):
     decoding = begin(draft, prompts, [1, 2, 4, 40, 3, 40, 9, 0], schedule)
     before = jax.device_get(decoding.state)
+    num_forgotten = 0
     while bool(decoding.state.active.any()):
         decoding.advance(1)
         after = jax.device_get(decoding.state)
         finished = np.flatnonzero(before.finish_reason != RUNNING)
-        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        frozen = (dataclasses.replace(state, history=None) for state in (before, after))
+        for old, new in zip(*map(jax.tree.leaves, frozen), strict=True):
             np.testing.assert_array_equal(old[finished], new[finished])
+        # What its drafts were worth counts for less from step to step.
+        for name in ("rejected", "foretold", "accepted", "promised"):
+            old, new = (getattr(state.history, name)[finished] for state in (before, after))
+            np.testing.assert_allclose(new, 0.98 * old, rtol=1e-6)
+            num_forgotten += np.sum(old > 0)
         before = after
+    assert num_forgotten > 0 or schedule == "flex"  # Which may draft nothing.
 
 
 def test_steps_one_by_one_equal_one_call(begin, decode, draft, prompts):
