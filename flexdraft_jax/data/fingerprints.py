@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def claim_output(output: Path, settings: dict[str, Any], parts: Sequence[Path] =
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a file that is whole or not there at all."""
-    # Several processes may write the same.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    # Several processes may write the same, those of other hosts too.
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.unfinished")
     unfinished.write_text(json.dumps(value, indent=2) + "\n")
     unfinished.replace(path)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,6 +59,8 @@ class Decoding:
         refilled: whether rows that end make place for others.
         wanted: rows whose answers are given out; the others fill up the batch, or belong to
             another process.
+        compiled: programs of the loop that are compiled, with their cache sizes.
+        progress: told what is about to be compiled.
     """
 
     program: DecodeProgram
@@ -69,6 +71,8 @@ class Decoding:
     cost_model: CostModel | None
     refilled: bool
     wanted: slice
+    compiled: set[tuple[DecodeProgram, int]] = dataclasses.field(default_factory=set)
+    progress: Callable[[str], None] | None = None
 
     @property
     def num_slots(self) -> int:
@@ -124,6 +128,7 @@ class Decoding:
         """
         num_rows, num_stops = self.state.stop_token_ids.shape
         self.program = program_for(self.program, requests, self.drawing)
+        self._tell(self.num_slots)
         self.state = admit(
             self.program.model.config,
             self.program.block_size,
@@ -150,9 +155,20 @@ class Decoding:
 
     def resize(self, num_slots: int) -> None:
         """Gives every row this many cache slots; no row may hold more tokens."""
+        self._tell(num_slots)
         self.state = resize(self.state, num_slots)
 
-    def compile_ahead(self, num_slots: int, row_counts: Sequence[int] = ()) -> Iterator[int]:
+    def _tell(self, num_slots: int) -> None:
+        """Says so where the next call has to be compiled for this many cache slots."""
+        if (self.program, num_slots) in self.compiled:
+            return
+        self.compiled.add((self.program, num_slots))
+        if self.progress is not None:
+            draws = "" if self.program.sampling == "greedy" else ", at temperature > 0"
+            num_rows = len(self.state.length)
+            self.progress(f"compiling for {num_rows} rows of {num_slots} tokens{draws}")
+
+    def compile_ahead(self, num_slots: int, row_counts: Sequence[int] = ()) -> None:
         """Compiles the programs for the present cache size and the next three.
 
         More would take long, and often for nothing: a row may end long before its budget.
@@ -160,13 +176,10 @@ class Decoding:
         Args:
             num_slots: S, of the largest size to compile for.
             row_counts: rows of the calls of `read` that will come, if any.
-
-        Yields:
-            Each size, before it is compiled.
         """
         size = self.num_slots
         for _ in range(_SIZES_AHEAD):
-            yield size
+            self._tell(size)
             state = resized_shapes(self.state, size)
             self.lowered(state).compile()
             for count in row_counts:
@@ -211,8 +224,8 @@ class Decoding:
 
     def updates(self, steps_per_update: int) -> Iterator[GenerateOutput]:
         """All that has been emitted, after prefill and after every `steps_per_update` steps."""
-        for _ in self.compile_ahead(self.sizes.max_slots):
-            pass  # So that nobody waits for it in the middle of a text.
+        # So that nobody waits for it in the middle of a text.
+        self.compile_ahead(self.sizes.max_slots)
         yield self.output()
         while RUNNING in to_host(self.state.finish_reason):  # Of all processes' rows.
             self.advance(steps_per_update)

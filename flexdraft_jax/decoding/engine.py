@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from flexdraft_jax.decoding.batch import ALL_STEPS, Decoding, begin
 from flexdraft_jax.decoding.costs import Profile
 from flexdraft_jax.decoding.memory import Work, check_memory, memory_limit, plan_memory
-from flexdraft_jax.decoding.program import choose_program, groups_at
+from flexdraft_jax.decoding.program import DecodeProgram, choose_program, groups_at
 from flexdraft_jax.decoding.requests import (
     Request,
     at_least_one,
@@ -98,6 +98,7 @@ class DecodeEngine:
         self._chunk = None if prompt_chunk is None else at_least_one("prompt_chunk", prompt_chunk)
         self.sampling = sampling
         self._progress = progress
+        self._compiled: set[tuple[DecodeProgram, int]] = set()
         self._target = target
         self._draft = draft = None if schedule == "ar" else draft
         block_size = check_settings(
@@ -142,6 +143,11 @@ class DecodeEngine:
         check_memory(target, draft, work, self.batch_size, length + block_size)
         self.max_length = length
         self.asked_length = max_length
+        self._why = ""
+        if max_length is None and length < positions:
+            self._why = f", what memory holds of {self.batch_size} rows"
+            if progress is not None:
+                progress(f"prompt and answer may have {length} tokens together{self._why}")
 
     def stream(self, requests: Iterable[Request], *, steps_per_update: int = 8) -> Iterator[Update]:
         """Yields what is new of every request that is being decoded, after every few steps.
@@ -185,7 +191,7 @@ class DecodeEngine:
             raise ValueError(
                 f"the prompt has {len(request.prompt)} tokens and "
                 f"max_new_tokens={request.max_new_tokens}: together they must be at most "
-                f"max_length={self.max_length}"
+                f"max_length={self.max_length}{self._why}"
             )
         return request
 
@@ -224,14 +230,12 @@ class DecodeEngine:
             self._cost_model,
             refilled=True,
         )
+        decoding.progress, decoding.compiled = self._progress, self._compiled
         whole = max(len(request.prompt) + request.max_new_tokens for request in requests)
-        ahead = decoding.compile_ahead(
+        decoding.compile_ahead(
             slot_bucket(whole + self._program.block_size, most),
             sorted({1, min(READING_ROWS, self.batch_size)}),
         )
-        for num_slots in ahead:
-            if self._progress is not None:
-                self._progress(f"compiling for {self.batch_size} rows of {num_slots} tokens")
         return decoding
 
 

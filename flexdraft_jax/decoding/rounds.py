@@ -35,9 +35,9 @@ class Answer:
         batch_fills: how many rows decoded in each step.
         finish_reason: "stop" or "length"; "error" where the target's logits were NaN behind these
             tokens, so that there is no next one. Other requests do not notice.
-        first_token_seconds: from when the request got a row until its first token was seen. In
-            `stream` that is after a few steps; `run` looks when a request ends.
-        seconds: until its last token was seen.
+        first_token_seconds: from when the request got a row until its prompt was read, which gives
+            the first token. `stream` gives it out a few steps later, `run` with the whole answer.
+        seconds: until the answer was seen to have ended.
     """
 
     index: int

@@ -15,8 +15,10 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +57,7 @@ from flexdraft_jax.evaluation.file_stats import (
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.measure import decode_text
 from flexdraft_jax.evaluation.request_lines import (
+    FIELDS,
     OWN_SETTINGS,
     LineSettings,
     read_request,
@@ -64,6 +67,7 @@ from flexdraft_jax.parallel.locks import locked
 Record = dict[str, Any]
 
 _MAX_ERROR_CHARACTERS = 300
+_MAX_UNREAD = 100  # Names of fields without a meaning that are counted.
 # What reading something else as a record may raise.
 _NOT_A_RECORD = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _PLAIN_SECONDS = 20.0  # A log file gets a line this often; a terminal is renewed all the time.
@@ -105,6 +109,7 @@ def decode_file(
             "write to a file first what comes from elsewhere"
         )
     settings = _checked_settings(models, engine, settings)
+    _check_template(path, models, settings)
     output = Path(output)
     recorded = {
         "input": file_digest(path),
@@ -124,7 +129,10 @@ def decode_file(
         files = stack.enter_context(_OrderedFiles(path, output, stats))
         lines = itertools.islice(enumerate(read_lines(path)), files.num_lines, None)
         with _Progress(console, files.num_lines, count_lines(path)) as progress:
-            _decode_lines(lines, models, engine, settings, files, progress)
+            unread = _decode_lines(lines, models, engine, settings, files, progress)
+    if unread:
+        names = ", ".join(f"{name!a} ({count})" for name, count in unread.most_common(8))
+        console.print(f"Fields of lines that mean nothing here: {names}", markup=False)
     return summarise(stats)
 
 
@@ -155,6 +163,27 @@ def _checked_settings(models: Models, engine: DecodeEngine, settings: LineSettin
     return dataclasses.replace(settings, **{name: getattr(request, name) for name in OWN_SETTINGS})
 
 
+def _check_template(path: str | os.PathLike[str], models: Models, settings: LineSettings) -> None:
+    """Looks at the first line, as what is wrong there would be wrong in every one.
+
+    Raises:
+        ValueError: it needs a chat template, and the tokenizer has none.
+    """
+    if settings.raw or models.tokenizer.chat_template:
+        return
+    for number, content in read_lines(path):
+        try:
+            fields = parse_object(content)
+        except ValueError:
+            continue  # The line's own error.
+        if "token_ids" not in fields:
+            raise ValueError(
+                f"line {number}: the tokenizer of {models.name} has no chat template: raw=True "
+                "(--raw) takes prompts as they are"
+            )
+        return
+
+
 @dataclasses.dataclass
 class _Line:
     """A line that is being answered.
@@ -179,9 +208,10 @@ def _decode_lines(
     settings: LineSettings,
     files: "_OrderedFiles",
     progress: "_Progress",
-) -> None:
-    """Answers lines, each with its place and number."""
+) -> Counter[str]:
+    """Answers lines, each with its place and number; counts fields that mean nothing."""
     taken: dict[int, _Line] = {}
+    unread: Counter[str] = Counter()
 
     def fail(line: _Line, error: str) -> None:
         record = {"line": line.number, **line.label, "error": _shortened(error)}
@@ -194,6 +224,11 @@ def _decode_lines(
             line = _Line(place, number)
             try:
                 fields = parse_object(content)
+                unread.update(
+                    name
+                    for name in fields.keys() - FIELDS
+                    if name in unread or len(unread) < _MAX_UNREAD
+                )
                 if "id" in fields:
                     line.label["id"] = _checked_id(fields["id"])
                 request = engine.check(read_request(fields, number, models, settings))
@@ -218,6 +253,7 @@ def _decode_lines(
         }
         files.put(line.place, record, stats_record(line.number, line.num_prompt_tokens, answer))
         progress.finished(answer)
+    return unread
 
 
 def _checked_id(value: Any) -> Any:
@@ -344,7 +380,7 @@ class _Progress:
     """Lines done, tokens per second, tau and time left: a bar, or lines in a log file."""
 
     def __init__(self, console: Console, num_done: int, num_lines: int) -> None:
-        """Starts the clock.
+        """Nothing is answered yet.
 
         Args:
             console: to write on.
@@ -355,9 +391,11 @@ class _Progress:
         self._bar = rich.progress.Progress(
             *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
         )
-        self._task = self._bar.add_task("compiling", total=num_lines, completed=num_done)
+        label = "waiting for the first answer" if num_done < num_lines else "all lines are answered"
+        self._task = self._bar.add_task(label, total=num_lines, completed=num_done)
         self._console = console
-        self._start = self._printed = time.monotonic()
+        self._printed = time.monotonic()
+        self._start = math.inf  # When the first answer got its row: before, programs are compiled.
         self._num_tokens = self._num_steps = self._num_emitted = 0
 
     def __enter__(self) -> "_Progress":
@@ -374,11 +412,12 @@ class _Progress:
 
     def finished(self, answer: Answer | None) -> None:
         """Counts a line; None is one with an error."""
+        now = time.monotonic()
         if answer is not None:
+            self._start = min(self._start, now - answer.seconds)
             self._num_tokens += len(answer.tokens)
             self._num_steps += len(answer.acceptance_lengths)
             self._num_emitted += sum(answer.acceptance_lengths)
-        now = time.monotonic()
         speed = self._num_tokens / max(now - self._start, 1e-9)  # Clocks tick in milliseconds.
         tau = self._num_emitted / max(1, self._num_steps)
         text = f"{speed:,.0f} tokens/s  tau {tau:.2f}"
@@ -386,4 +425,7 @@ class _Progress:
         if not self._console.is_terminal and now - self._printed > _PLAIN_SECONDS:
             self._printed = now
             task = self._bar.tasks[0]
-            self._console.print(f"{task.completed:,.0f} of {task.total:,.0f} lines  {text}")
+            left = (
+                "" if task.time_remaining is None else f"  {task.time_remaining / 60:.0f} min left"
+            )
+            self._console.print(f"{task.completed:,.0f} of {task.total:,.0f} lines  {text}{left}")

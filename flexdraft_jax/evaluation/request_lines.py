@@ -5,7 +5,8 @@
     {"token_ids": [256, 72, 105, 257]}
 
 Beside it a line may have an `id`, which its answer repeats, and settings of its own:
-`max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p` and `seed`. Other fields are ignored.
+`max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p` and `seed`. Other fields are ignored,
+and named at the end.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from flexdraft_jax.evaluation.loading import Models
 
 _PROMPTS = ("prompt", "messages", "token_ids")
 OWN_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+FIELDS = frozenset((*_PROMPTS, *OWN_SETTINGS, "id"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,8 +133,11 @@ def test_rows_that_read_disturb_no_others(begin, draft, prompts):
 def test_sizes_compiled_ahead_are_not_compiled_again(begin, draft, prompts, caplog):
     settings = {"sizes": Sizes(16, 32, 128), "pruning_strategy": "min_confidence"}
     decoding = begin(draft, prompts, 40, "sequential", **settings)
+    told: list[str] = []
+    decoding.progress = told.append
     with jax.log_compiles():
-        assert list(decoding.compile_ahead(128)) == [32, 128]
+        decoding.compile_ahead(128)
+        assert told == [f"compiling for 8 rows of {size} tokens" for size in (32, 128)]
         assert sum("compilation of jit(run)" in line for line in caplog.messages) == 2
         caplog.clear()
         decoding.advance(10_000)

@@ -20,18 +20,19 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("schedule", "dtype", "vocab_size", "temperature", "batch_size"),
+    ("schedule", "dtype", "vocab_size", "temperature", "batch_size", "sampling"),
     [
-        ("ar", "float32", 8000, 0.8, 8),
-        ("ar", "bfloat16", 8000, 0.0, 8),
-        ("ar", "bfloat16", 8000, 0.0, 1),
-        ("sequential", "float32", 8000, 0.0, 8),
-        ("parallel", "float32", 5, 0.0, 8),
-        ("flex", "float32", 8000, 0.8, 8),
+        ("ar", "float32", 8000, 0.8, 8, "coupled"),
+        ("ar", "bfloat16", 8000, 0.0, 8, "coupled"),
+        ("ar", "bfloat16", 8000, 0.0, 1, "coupled"),
+        ("sequential", "float32", 8000, 0.0, 8, "coupled"),
+        ("sequential", "float32", 8000, 0.8, 8, "rejection"),
+        ("parallel", "float32", 5, 0.0, 8, "coupled"),
+        ("flex", "float32", 8000, 0.8, 8, "coupled"),
     ],
 )
 def test_the_plan_is_what_the_compiler_asks_for(
-    five_tokens, schedule, dtype, vocab_size, temperature, batch_size
+    five_tokens, schedule, dtype, vocab_size, temperature, batch_size, sampling
 ):
     """For the loop and for reading, whichever takes more; with what their arguments take."""
     config = dataclasses.replace(five_tokens[0].config, vocab_size=vocab_size)
@@ -50,7 +51,7 @@ def test_the_plan_is_what_the_compiler_asks_for(
         schedule,
         n,
         "min_confidence",
-        "coupled",
+        sampling,
         None,
         batch_size=batch_size,
         num_slots=256,

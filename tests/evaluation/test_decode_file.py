@@ -299,6 +299,33 @@ def test_an_error_in_the_chat_template_is_its_lines_alone(models, decode, tmp_pa
     assert "template fails on the messages: ZeroDivisionError" in errors[1]
 
 
+def test_without_a_chat_template_nothing_is_begun(models, decode, tmp_path):
+    tokenizer = copy.deepcopy(models.tokenizer)
+    tokenizer.chat_template = None
+    plain = dataclasses.replace(models, tokenizer=tokenizer)
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("{\n" + _line(prompt="a") + "\n")
+    with pytest.raises(ValueError, match="line 2: the tokenizer of .* has no chat template.*--raw"):
+        decode(path, output, models=plain)
+    assert not output.exists()
+    decode(path, output, dataclasses.replace(SETTINGS, raw=True), models=plain)
+    path.write_text(_line(token_ids=[1]) + "\n" + _line(prompt="a") + "\n")
+    decode(path, tmp_path / "other.jsonl", models=plain)
+    assert "no chat template" in _records(tmp_path / "other.jsonl")[1]["error"]
+
+
+def test_fields_without_a_meaning_are_named(models, engine, tmp_path):
+    path, written = tmp_path / "in.jsonl", io.StringIO()
+    lines = [
+        _line(prompt="a", max_tokens=9, id=1),
+        _line(prompt="b", max_tokens=9, **{"\ud800": 0}),
+    ]
+    path.write_text("\n".join(lines))
+    console = Console(file=written, width=200)
+    decode_file(path, tmp_path / "out.jsonl", models, engine, SETTINGS, console)
+    assert "mean nothing here: 'max_tokens' (2), '\\ud800' (1)" in written.getvalue()
+
+
 def test_settings_need_not_be_plain_to_go_on(decode, tmp_path):
     """Nor the numbers."""
     settings = dataclasses.replace(
@@ -452,7 +479,7 @@ def test_progress_in_a_log_file(models, engine, file, tmp_path, monkeypatch):
     decode_file(file, tmp_path / "out.jsonl", models, engine, SETTINGS, Console(file=written))
     lines = written.getvalue().splitlines()
     assert f"{len(LINES) - 1} of {len(LINES) - 1} lines" in lines[-1]
-    assert "tokens/s  tau" in lines[-1]
+    assert "tokens/s  tau" in lines[-1] and "0 min left" in lines[-1]
 
 
 def test_records_count_drafts_by_position_and_rows():
