@@ -3,17 +3,19 @@
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+EXTRAS ?=
 # A file's tests share compiled programs, so they stay together.
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-all test-tpu wheel-test docs lint format typecheck clean
+.PHONY: help install install-dev demo test test-all test-tpu wheel wheel-test docs lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-install: $(VENV)/.installed  ## make .venv with the library in it
+install: $(VENV)/.installed  ## make .venv with the library in it; EXTRAS=cuda or EXTRAS=tpu for an accelerator
+	$(if $(EXTRAS),$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]")
 
 install-dev: $(VENV)/.installed-dev  ## add ruff, mypy and the git hooks' runner
 
@@ -30,13 +32,16 @@ test-tpu: $(VENV)/.installed  ## compile for TPUs that aren't there, one program
 	$(BIN)/python -m pip install --quiet --editable ".[test,tpu_plan]"
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_aot $(TESTS)
 
-WHEEL_TEST := $(CURDIR)/build/wheel-test
-wheel-test: $(BIN)/python  ## build sdist and wheel, install in an empty environment, run the demo there
-	rm -rf $(WHEEL_TEST)
+wheel: $(BIN)/python  ## build sdist and wheel into dist
+	rm -f dist/flexdraft_jax-*
 	$(BIN)/python -m pip install --quiet build
-	$(BIN)/python -m build --outdir $(WHEEL_TEST) .
+	$(BIN)/python -m build --outdir dist .
+
+WHEEL_TEST := $(CURDIR)/build/wheel-test
+wheel-test: wheel  ## install the wheel in an empty environment, and run the demo there
+	rm -rf $(WHEEL_TEST)
 	$(BIN)/python -m venv $(WHEEL_TEST)/venv
-	$(WHEEL_TEST)/venv/bin/python -m pip install --quiet $(WHEEL_TEST)/*.whl
+	$(WHEEL_TEST)/venv/bin/python -m pip install --quiet dist/flexdraft_jax-*.whl
 	cd $(WHEEL_TEST) && env -u PYTHONPATH venv/bin/python -m flexdraft_jax.infer.demo
 
 docs: $(VENV)/.installed  ## build the documentation into build/site, with every link checked

@@ -50,6 +50,9 @@ setup(
         ],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"],
         "peers": ["torch>=2.5"],
+        # JAX for accelerators; the range is that of `jax` above.
+        "cuda": ["jax[cuda12]>=0.10,<0.12"],
+        "tpu": ["jax[tpu]>=0.10,<0.12"],
         "tpu_plan": ["libtpu>=0.0.30"],
         "dev": ["mypy>=1.14", "pre-commit>=4", "ruff>=0.9"],
     },

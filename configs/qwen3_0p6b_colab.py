@@ -1,13 +1,17 @@
 """A drafter for Qwen3-0.6B on one free accelerator: a T4, or one TPU core.
 
-    python train/regenerate.py --input conversations.jsonl --target Qwen3-0.6B \
-        --output regenerated.jsonl --max_new_tokens 512 --batch_size 16 \
+    python train/regenerate.py --input conversations.jsonl --target path/to/target \
+        --output runs/written.jsonl --max_new_tokens 512 --batch_size 16 \
         --template_kwargs '{"enable_thinking": false}'
-    python train/prepare_data.py --input regenerated.jsonl --target Qwen3-0.6B \
-        --output data --sequence_length 1024 --held_out 32 \
+    python train/prepare_data.py --input runs/written.jsonl --target path/to/target \
+        --output runs/data --sequence_length 1024 --held_out 32 \
         --template_kwargs '{"enable_thinking": false}'
-    python train/train_draft.py --config configs/qwen3_0p6b_colab.py --target Qwen3-0.6B \
-        --data data --work_dir draft
+    python train/train_draft.py --config configs/qwen3_0p6b_colab.py --target path/to/target \
+        --data runs/data --work_dir runs/draft
+    python train/export_draft.py --work_dir runs/draft --target path/to/target --data runs/data \
+        --output path/to/draft
+    python infer/generate.py --target path/to/target --draft path/to/draft --compare \
+        --template_kwargs '{"enable_thinking": false}' --prompt "..."
 
 Samples: 4,000 conversations of about 700 tokens, in 2,800 rows of 1,024 tokens; 2 epochs are 1,400
 steps of 4 rows. Time: a step takes 6.9 TFLOP by `training/flops.py`. A TPU v5e core (197 TFLOP/s)

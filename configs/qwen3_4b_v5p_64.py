@@ -1,12 +1,12 @@
 """A drafter for Qwen3-4B on a TPU v5p-64 slice (32 chips), for serving at n = 16.
 
-    python train/regenerate.py --input conversations.jsonl --target Qwen3-4B \
+    python train/regenerate.py --input conversations.jsonl --target path/to/target \
         --output regenerated.jsonl --dtype bfloat16 --max_new_tokens 2048 --batch_size 16 \
         --template_kwargs '{"enable_thinking": false}'
-    python train/prepare_data.py --input regenerated.jsonl --target Qwen3-4B \
+    python train/prepare_data.py --input regenerated.jsonl --target path/to/target \
         --output data --sequence_length 3072 --held_out 256 \
         --template_kwargs '{"enable_thinking": false}'
-    python train/train_draft.py --pod --config configs/qwen3_4b_v5p_64.py --target Qwen3-4B \
+    python train/train_draft.py --pod --config configs/qwen3_4b_v5p_64.py --target path/to/target \
         --data data --work_dir /shared/qwen3_4b_draft
 
 The first two commands need no slice: the first shares the lines among hosts, each of which may

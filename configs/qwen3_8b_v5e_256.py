@@ -1,12 +1,12 @@
 """A drafter for Qwen3-8B on a TPU v5e-256 slice, for serving at n = 16.
 
-    python train/regenerate.py --input conversations.jsonl --target Qwen3-8B \
+    python train/regenerate.py --input conversations.jsonl --target path/to/target \
         --output regenerated.jsonl --dtype bfloat16 --max_new_tokens 1536 --batch_size 16 \
         --template_kwargs '{"enable_thinking": false}'
-    python train/prepare_data.py --input regenerated.jsonl --target Qwen3-8B \
+    python train/prepare_data.py --input regenerated.jsonl --target path/to/target \
         --output data --sequence_length 2048 --held_out 256 \
         --template_kwargs '{"enable_thinking": false}'
-    python train/train_draft.py --pod --config configs/qwen3_8b_v5e_256.py --target Qwen3-8B \
+    python train/train_draft.py --pod --config configs/qwen3_8b_v5e_256.py --target path/to/target \
         --data data --work_dir /shared/qwen3_8b_draft
 
 The first two commands need no slice: the first shares the lines among hosts, each of which may

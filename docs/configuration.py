@@ -9,15 +9,20 @@ import dataclasses
 import inspect
 import io
 import re
+import sys
 import textwrap
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from flexdraft_jax.config import RopeScaling, TargetConfig
+from flexdraft_jax.config import Experts, RopeScaling, TargetConfig
 from flexdraft_jax.data.prepare import PrepareConfig
 from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.rounds import Answer, Update
+from flexdraft_jax.decoding.rows import GenerateOutput
+from flexdraft_jax.evaluation.benchmark_report import BenchmarkSettings
+from flexdraft_jax.evaluation.demo import DemoSettings
 from flexdraft_jax.evaluation.generation import GenerationSettings
 from flexdraft_jax.evaluation.request_lines import LineSettings
 from flexdraft_jax.training.config import TrainDraftConfig, TrainTargetConfig
@@ -32,6 +37,10 @@ A training run is described by a Python file with a `get_config()` (see `configs
 can be set on the command line by its full name, as in `--set train.learning_rate=3e-4`. A name that
 does not exist and a value of the wrong kind are refused. Fields without a default have to be given
 by the file.
+
+Flags of scripts without a section here, such as `train/regenerate.py`, are told by their `--help`.
+One default differs: `confidence_threshold` is 0.01 in `fd.generate`, `fd.stream`, `fd.Request` and
+`infer/decode_file.py`, and 0 in the other scripts that have it.
 """
 
 _SECTIONS: tuple[tuple[str, str, type], ...] = (
@@ -44,9 +53,24 @@ _SECTIONS: tuple[tuple[str, str, type], ...] = (
         "Flags of `infer/decode_file.py`; a line may set the first six for itself.",
         LineSettings,
     ),
+    (
+        "The benchmark",
+        "Flags of `infer/benchmark.py`, but for `num_slots` and `num_steps`.",
+        BenchmarkSettings,
+    ),
+    ("The demo", "Flags of `infer/demo.py`, but for `batch_size`.", DemoSettings),
     ("A request", "What `DecodeEngine` takes, as `fd.Request`.", Request),
+    ("An answer", "What `DecodeEngine.run` yields, as `fd.Answer`.", Answer),
+    ("An update", "What `DecodeEngine.stream` yields, as `fd.Update`.", Update),
+    (
+        "A batch of answers",
+        "What `fd.generate` returns and `fd.stream` yields, as `fd.GenerateOutput`, which also has "
+        "`tau`.",
+        GenerateOutput,
+    ),
     ("A target", "Read from its `config.json`, as `fd.TargetConfig`.", TargetConfig),
     ("Rescaled RoPE", "`fd.RopeScaling`, of a target.", RopeScaling),
+    ("Experts", "`experts`, of a target.", Experts),
 )
 
 
@@ -57,7 +81,7 @@ class Field:
     Attributes:
         name: without the groups it is in.
         kind: its annotation.
-        default: as it is written; "" where there is none.
+        default: as it is written, or the value of a constant; "" where there is none.
         meaning: a sentence or two.
     """
 
@@ -86,7 +110,7 @@ def fields_of(cls: type) -> list[Field]:
         is_group = dataclasses.is_dataclass(get_type_hints(cls)[name])
         if not meaning and not is_group:
             raise ValueError(f"{cls.__name__}.{name} has no comment and no line in Attributes")
-        found.append(Field(name, _kind(node.annotation), _default(node.value), meaning))
+        found.append(Field(name, _kind(node.annotation), _default(node.value, cls), meaning))
     return found
 
 
@@ -160,9 +184,12 @@ def _kind(node: ast.expr) -> str:
     return ast.unparse(node)
 
 
-def _default(node: ast.expr | None) -> str:
+def _default(node: ast.expr | None, cls: type) -> str:
+    """As it is written in the class; the value itself for a constant of the module."""
     if node is None:
         return ""
+    if isinstance(node, ast.Name):
+        return repr(getattr(sys.modules[cls.__module__], node.id))
     text = ast.unparse(node)
     factory = re.search(r"default_factory=(\w+)\)", text)
     return f"{factory[1]}()" if factory else text

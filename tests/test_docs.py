@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import itertools
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -130,7 +131,7 @@ def test_flags_named_alone_exist() -> None:
         for flag in re.findall(r"--(\w+)(?![\w-])", span)
     }
     assert len(named) >= 8
-    assert named <= known
+    assert named <= known | {"help"}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,9 @@ def test_targets_of_make_and_extras_exist() -> None:
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     setup = (ROOT / "setup.py").read_text()
-    for extras in re.findall(r'pip install "\.\[([\w,]+)\]"', text):
+    named = re.findall(r'pip install "\.\[([\w,]+)\]"|make install EXTRAS=([\w,]+)', text)
+    assert len(named) >= 4
+    for extras in map("".join, named):
         for extra in extras.split(","):
             assert f'"{extra}": [' in setup, extra
 
@@ -180,6 +183,25 @@ def test_python_in_pages_can_be_parsed(name: str) -> None:
     for language, content in PAGE[name].fences:
         if language == "python":
             ast.parse(content)
+
+
+def test_commands_of_training_are_those_of_the_configuration() -> None:
+    def commands(text: str) -> list[list[str]]:
+        lines = (line.strip() for line in text.splitlines())
+        return [shlex.split(line) for line in lines if line.startswith("python ")]
+
+    source = (ROOT / "configs/qwen3_0p6b_colab.py").read_text()
+    (_, shown), *_ = PAGE["docs/train_your_own.md"].fences
+    assert len(commands(shown)) == 5
+    assert commands(shown) == commands(ast.get_docstring(ast.parse(source)) or "")
+
+
+def test_first_call_of_the_site_is_that_of_the_readme() -> None:
+    first = [
+        next(content for language, content in PAGE[page].fences if language == "python")
+        for page in ("README.md", "docs/index.md")
+    ]
+    assert first[0] == first[1]
 
 
 def test_navigation_has_every_page() -> None:
