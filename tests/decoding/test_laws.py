@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flexdraft_jax.decoding import acceptance
+from flexdraft_jax.decoding import acceptance, steps
 from flexdraft_jax.decoding.acceptance import accept_by_rejection, accept_matching
 from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.requests import Request
@@ -316,6 +316,45 @@ def exact_joint(five_tokens):
     return law
 
 
+@dataclasses.dataclass
+class Drawn:
+    """What came out of the compiled loop.
+
+    Attributes:
+        counts: of each four tokens, for each of `REQUESTS`; [2, 5, 5, 5, 5].
+        steps: rows by the number of their steps.
+        accepted: all a + 1.
+        verified: all v.
+    """
+
+    counts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2, 5, 5, 5, 5)))
+    steps: defaultdict = dataclasses.field(default_factory=lambda: defaultdict(int))
+    accepted: set = dataclasses.field(default_factory=set)
+    verified: set = dataclasses.field(default_factory=set)
+
+
+def draw(target, draft, rule, schedule, threshold, rows=ROWS, num_seeds=NUM_SEEDS) -> Drawn:
+    """Batches of so many rows of each request, one for each seed."""
+    drawn = Drawn()
+    for seed in range(num_seeds):
+        requests = [
+            dataclasses.replace(r, confidence_threshold=threshold, seed=seed, row_id=row)
+            for r in REQUESTS
+            for row in range(rows)
+        ]
+        sizes = Sizes(prompt=2, slots=8, max_slots=8)
+        decoding = start(target, draft, requests, schedule, sizes=sizes, sampling=rule)
+        decoding.advance(4)
+        out = decoding.output()
+        for i, group in enumerate(np.split(np.array(out.tokens), len(REQUESTS))):
+            np.add.at(drawn.counts[i], tuple(group.T), 1)
+        for taken, lengths in zip(out.acceptance_lengths, out.verify_lengths, strict=True):
+            drawn.steps[len(taken)] += 1
+            drawn.accepted.update(taken)
+            drawn.verified.update(lengths)
+    return drawn
+
+
 @pytest.mark.parametrize(
     ("rule", "which", "threshold", "schedule"),
     [
@@ -329,34 +368,50 @@ def test_four_tokens_have_the_joint_law_of_the_target(
     five_tokens, exact_joint, rule, which, threshold, schedule
 ):
     target, *drafts = five_tokens
-    counts = np.zeros((len(REQUESTS), 5, 5, 5, 5))
-    steps, accepted, verified = defaultdict(int), set(), set()
-    for seed in range(NUM_SEEDS):
-        requests = [
-            dataclasses.replace(r, confidence_threshold=threshold, seed=seed, row_id=row)
-            for r in REQUESTS
-            for row in range(ROWS)
-        ]
-        decoding = start(
-            target,
-            drafts[which],
-            requests,
-            schedule,
-            sizes=Sizes(prompt=2, slots=8, max_slots=8),
-            sampling=rule,
-        )
-        decoding.advance(4)
-        out = decoding.output()
-        for i, group in enumerate(np.split(np.array(out.tokens), len(REQUESTS))):
-            np.add.at(counts[i], tuple(group.T), 1)
-        for taken, lengths in zip(out.acceptance_lengths, out.verify_lengths, strict=True):
-            steps[len(taken)] += 1
-            accepted.update(taken)
-            verified.update(lengths)
-    for request, found in zip(REQUESTS, counts, strict=True):
+    drawn = draw(target, drafts[which], rule, schedule, threshold)
+    for request, found in zip(REQUESTS, drawn.counts, strict=True):
         assert p_value(found, exact_joint(request)) > ALPHA
         warmer = dataclasses.replace(request, temperature=1.1 * request.temperature)
         assert p_value(found, exact_joint(warmer)) < ALPHA
-    assert steps[1] and steps[2] and steps[3]
-    assert accepted == {1, 2, 3, 4}
-    assert verified == ({1, 2, 3} if threshold else {3})
+    assert drawn.steps[1] and drawn.steps[2] and drawn.steps[3]
+    assert drawn.accepted == {1, 2, 3, 4}
+    assert drawn.verified == ({1, 2, 3} if threshold else {3})
+
+
+def p_of_second(counts: np.ndarray, law: np.ndarray) -> float:
+    """Of the second token, the first one that drafts have a part in."""
+    return p_value(counts.sum(axis=(0, 2, 3)), law.sum(axis=(0, 2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schedule", "rows", "num_seeds"), [("sequential", 4096, 256), ("flex", 8, 4096)]
+)
+def test_many_more_draws_have_the_joint_law(five_tokens, exact_joint, schedule, rows, num_seeds):
+    """A million of each request; and with flex in batches so small that it may choose by luck."""
+    target, draft, _ = five_tokens
+    drawn = draw(target, draft, "rejection", schedule, 0.1, rows, num_seeds)
+    for request, found in zip(REQUESTS, drawn.counts, strict=True):
+        assert found.sum() == rows * num_seeds
+        assert p_value(found, exact_joint(request)) > ALPHA
+        assert p_of_second(found, exact_joint(request)) > ALPHA
+
+
+@pytest.mark.slow
+def test_a_bias_of_half_a_percent_in_the_compiled_loop_is_seen(
+    five_tokens, exact_joint, monkeypatch
+):
+    def biased(target, drafted, *rest):
+        """Moves so much of the target's law to the next token."""
+        shifted = jnp.roll(target, 1, axis=-1)
+        distance = 0.5 * jnp.sum(jnp.abs(target - shifted), axis=-1, keepdims=True)
+        return accept_by_rejection(target + 0.005 / distance * (shifted - target), drafted, *rest)
+
+    target, draft, _ = five_tokens
+    monkeypatch.setattr(steps, "accept_by_rejection", biased)
+    jax.clear_caches()
+    try:
+        drawn = draw(target, draft, "rejection", "sequential", 0.1, num_seeds=256)
+    finally:
+        jax.clear_caches()
+    assert p_of_second(drawn.counts[0], exact_joint(REQUESTS[0])) < ALPHA
