@@ -16,9 +16,13 @@ and its exit status is 1 where anything became worse beyond the spread of the re
 needs four, and a tenth.
 
 Flex chooses by what steps cost: --measure_costs measures that at each batch size, and without it
-what infer/measure_steps.py wrote before is taken, or estimates. Where PyTorch is installed, Hugging
-Face's own decoding of the same weights is a row of the same table; at batch 1 its prompt lookup is
-another, and its assisted generation with --assistant.
+what infer/measure_steps.py wrote before is taken, or estimates.
+
+Where PyTorch is installed, Hugging Face's own decoding of the same weights is a row of the same
+table; at batch 1 its prompt lookup is another, and its assisted generation with --assistant. It
+decodes on the CPU in float32, and so only beside a target that does, without a mesh.
+--peers=huggingface has it elsewhere, too: the whole target is then written to a temporary folder.
+--peers=none leaves it out.
 """
 
 import json
@@ -42,6 +46,7 @@ from flexdraft_jax.evaluation.loading import (
     load_models,
     numbers,
 )
+from flexdraft_jax.evaluation.peer_methods import PEERS
 from flexdraft_jax.evaluation.plots import plot_acceptance, plot_tau, plot_throughput
 from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
@@ -111,6 +116,12 @@ _TASKS_DIR = flags.DEFINE_string(
     "tasks_dir", None, "Directory of NAME.jsonl, NAME.parquet or folders NAME of such files."
 )
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0"], "Of whole calls; 0 is greedy.")
+_PEERS = flags.DEFINE_enum(
+    "peers",
+    _DEFAULT.peers,
+    list(PEERS),
+    "Other implementations beside ours; auto: huggingface on a CPU in float32, where PyTorch is.",
+)
 _ASSISTANT = flags.DEFINE_string(
     "assistant", None, "Hugging Face directory of a model that drafts in its assisted generation."
 )
@@ -163,6 +174,7 @@ def main(argv: Sequence[str]) -> None:
             tasks=tuple(_TASKS.value or _DEFAULT.tasks),
             tasks_dir=_TASKS_DIR.value,
             temperatures=numbers("temperatures", _TEMPERATURES.value),
+            peers=_PEERS.value,
         )
         mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
         if _RANDOM_TARGET.value:

@@ -4,7 +4,9 @@ import functools
 import hashlib
 import itertools
 import os
+import pathlib
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +23,12 @@ from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.methods import Method, schedule_method
 from flexdraft_jax.evaluation.near_ties import near_ties
 from flexdraft_jax.evaluation.peak_memory import peak_source
-from flexdraft_jax.evaluation.peer_methods import describe_peer, hugging_face, peer_methods
+from flexdraft_jax.evaluation.peer_methods import (
+    describe_peer,
+    hugging_face,
+    peer_methods,
+    skipped_peer,
+)
 from flexdraft_jax.evaluation.prompt_sets import task_prompts
 from flexdraft_jax.evaluation.random_targets import random_models
 from flexdraft_jax.evaluation.step_costs import measure_costs, measure_steps
@@ -153,10 +160,21 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": device.platform,
         "device": device.device_kind,
+        "processor": _processor(),
         "processors": os.cpu_count(),
         # More than the processors at the start: something else is running, and times suffer.
         "load_average": round(os.getloadavg()[0], 1),
     }
+
+
+def _processor() -> str:
+    """The model of the CPU, as far as the system tells; more than one device hangs on it."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()  # Linux alone has it.
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _repeated(prompts: Mapping[str, list[list[int]]], batch_sizes: Sequence[int]) -> Prompts:
@@ -189,7 +207,8 @@ def _benchmark(
     facts = _facts(target, draft, settings)
     peer = None
     if "decoding" in settings.parts:
-        peer = hugging_face(target, assistant)  # First, as it may be refused.
+        # First, as it may be refused.
+        peer = hugging_face(target, assistant, settings.peers)
     elif assistant is not None:
         raise ValueError(
             f"assistant={os.fspath(assistant)!r}: drafts in whole calls, so decoding must be among "
@@ -207,7 +226,8 @@ def _benchmark(
             progress=progress,
         )
     if "decoding" in settings.parts:
-        facts |= {"peak memory": peak_source(), "huggingface": describe_peer(peer)}
+        reason = skipped_peer(target, settings.peers)
+        facts |= {"peak memory": peak_source(), "huggingface": describe_peer(peer, reason)}
         for temperature, domain in itertools.product(settings.temperatures, prompts):
             for size, rows in prompts[domain].items():
                 profile = None
@@ -218,11 +238,11 @@ def _benchmark(
                 )
                 peers = peer_methods(
                     peer,
+                    target,
                     rows[:size],
                     settings.max_new_tokens,
                     stop_token_ids,
                     temperature,
-                    same_precision=target.dtype == jnp.float32,
                 )
                 decoding += measure_decoding(
                     methods + peers,

@@ -7,6 +7,7 @@ from typing import Any
 from flexdraft_jax.data.corpus import DOMAINS
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
 from flexdraft_jax.evaluation.decode_tables import decode_table
+from flexdraft_jax.evaluation.peer_methods import PEERS
 from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
 from flexdraft_jax.evaluation.step_costs import StepRow, StepVariant
 from flexdraft_jax.evaluation.tables import Table
@@ -38,6 +39,8 @@ class BenchmarkSettings:
         temperatures: of whole calls; 0 is greedy.
         tasks: that prompts are of, from `KNOWN_TASKS`. A random target has tokens of its own.
         tasks_dir: local files of public benchmarks, as for `load_task`.
+        peers: of `PEERS`: whether Hugging Face decodes the same weights, too, which it does on the
+            CPU in float32 alone. "auto": where that is what the target does.
     """
 
     schedules: tuple[str, ...] = ("parallel", "sequential", "flex")
@@ -55,6 +58,7 @@ class BenchmarkSettings:
     temperatures: tuple[float, ...] = (0.0,)
     tasks: tuple[str, ...] = DOMAINS
     tasks_dir: str | None = None
+    peers: str = "auto"
 
     def __post_init__(self) -> None:
         for field in ("num_prompts", "max_new_tokens", "num_steps", "repeats"):
@@ -79,6 +83,11 @@ class BenchmarkSettings:
             raise ValueError(
                 "measure_costs=True: needs flex among schedules, and decoding among parts"
             )
+        if self.peers not in PEERS:
+            raise ValueError(f"peers={self.peers!r}: must be one of {', '.join(PEERS)}")
+        if self.peers == "huggingface" and "decoding" not in self.parts:
+            parts = ",".join(self.parts)
+            raise ValueError(f"peers=huggingface: needs decoding among parts={parts}")
         if not (self.forced_acceptance is None or 0 <= self.forced_acceptance <= 1):
             raise ValueError(f"forced_acceptance={self.forced_acceptance}: must be from 0 to 1")
 

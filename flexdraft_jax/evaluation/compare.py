@@ -24,7 +24,7 @@ _DRIFT = 0.1
 # With fewer, repeats are often apart by chance.
 _FEWEST_REPEATS = 4
 # What makes numbers of two reports incomparable when it differs.
-_SAME_ENVIRONMENT = ("platform", "device", "processors", "mesh", "dtype")
+_SAME_ENVIRONMENT = ("platform", "device", "processor", "processors", "mesh", "dtype")
 _SAME_SETTINGS = (
     "confidence_threshold",
     "num_prompts",

@@ -54,6 +54,7 @@ def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
     )
     assert all(len(row) == len(t.columns) for t in report.tables() for row in t.rows)
     assert "step costs of flex estimated" in report.tables()[1].note
+    assert report.environment["processor"]
 
 
 def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
@@ -73,8 +74,9 @@ def test_forced_acceptance_times_the_schedules_of_a_random_target(
 ) -> None:
     monkeypatch.setitem(random_targets.RANDOM_TARGETS, "1m", models.target.config)
     monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
-    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
-    settings = dataclasses.replace(SETTINGS, batch_sizes=(1, 2), forced_acceptance=1.0)
+    settings = dataclasses.replace(
+        SETTINGS, batch_sizes=(1, 2), forced_acceptance=1.0, peers="none"
+    )
     report = benchmark_random("1m", settings)
     rows = [(r.batch_size, r.method, r.num_prompts) for r in report.decoding]
     assert rows == [(b, m, b) for b in (1, 2) for m in ("ar", "sequential", "flex")]
@@ -97,7 +99,6 @@ def test_forced_acceptance_times_the_schedules_of_a_random_target(
 def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatch) -> None:
     monkeypatch.setitem(random_targets.RANDOM_TARGETS, "1m", models.target.config)
     monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
-    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
     measured = []
 
     def drafting_is_dear(*_: Any, block_sizes: Any, batch_sizes: Any, **__: Any) -> list[StepCosts]:
@@ -114,6 +115,7 @@ def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatc
         forced_acceptance=1.0,
         measure_costs=True,
         batch_sizes=(1, 2),
+        peers="none",
     )
     report = benchmark_random("1m", settings)
     assert measured == [(4, 1), (4, 2)]
@@ -124,7 +126,6 @@ def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatc
 def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
     models, monkeypatch, tmp_path
 ) -> None:
-    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
     (tmp_path / "mbpp.jsonl").write_text('{"prompt": "Add two numbers."}\n' * 2)
     settings = dataclasses.replace(
         SETTINGS,
@@ -133,6 +134,7 @@ def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
         temperatures=(1.0,),
         tasks=("mbpp", "gsm8k"),
         tasks_dir=str(tmp_path),
+        peers="none",
     )
     report = benchmark_models(models, settings)
     assert [(r.domain, r.temperature, r.num_equal) for r in report.decoding] == [
@@ -141,7 +143,7 @@ def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
     assert list(report.skipped) == ["gsm8k"] and not report.steps
     note = report.tables()[0].note
     assert "Skipped: gsm8k, no files of gsm8k" in note
-    assert "huggingface skipped (PyTorch is not installed)" in note
+    assert "huggingface skipped (peers=none)" in note
     assert "temperature" in report.tables()[0].columns
 
 
@@ -173,8 +175,10 @@ def test_an_assistant_that_would_do_nothing_is_refused(models, monkeypatch) -> N
     with pytest.raises(ValueError, match="assistant='a': .* decoding must be among parts=steps"):
         benchmark_models(models, steps, assistant="a")
     monkeypatch.setattr(peer_methods, "has_torch", lambda: False)
-    with pytest.raises(ValueError, match="assistant='a': assisted generation needs PyTorch"):
+    with pytest.raises(ValueError, match="assistant='a': there is no assisted generation"):
         benchmark_models(models, SETTINGS, assistant="a")
+    with pytest.raises(ValueError, match="peers=huggingface: needs decoding among parts=steps"):
+        dataclasses.replace(steps, peers="huggingface")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,7 @@ def test_settings_of_random_targets_are_refused_for_others(
         ("parts", ("step",), "parts: 'step' must be one of steps, decoding"),
         ("tasks", ("gsm",), "tasks: 'gsm' must be one of word_problems, code, gsm8k, math500"),
         ("temperatures", (0.0, -1.0), "temperatures=.*: must be at least 0 each"),
+        ("peers", "torch", "peers='torch': must be one of auto, none, huggingface"),
         ("schedules", ("ar",), "schedules: 'ar' must be parallel, sequential or flex"),
     ],
 )

@@ -20,7 +20,7 @@ def row(method: str, low: float, high: float, tau: float | None = 3.0, equal: in
 
 def report(*rows: DecodeRow, step: float = 2.0, **changed) -> dict:
     steps = [StepRow(1, "sequential", 8, Spread(step, step - 0.1, step + 0.1), Spread(2, 2, 2))]
-    environment = {"jax": "0.10", "device": "cpu", "load_average": 0.1}
+    environment = {"jax": "0.10", "device": "cpu", "processor": "Xeon", "load_average": 0.1}
     whole = BenchmarkReport("tiny", environment, BenchmarkSettings(), steps, list(rows))
     return json.loads(json.dumps(dataclasses.replace(whole, **changed).to_json()))
 
@@ -82,7 +82,11 @@ def test_forced_tokens_are_equal_to_nothing() -> None:
 
 def test_reports_that_do_not_match_are_refused() -> None:
     first = report(row("ar", 9, 11))
-    for part, field, value in (("environment", "device", "TPU"), ("settings", "num_prompts", 2)):
+    for part, field, value in (
+        ("environment", "device", "TPU"),
+        ("environment", "processor", "EPYC"),
+        ("settings", "num_prompts", 2),
+    ):
         other = copy.deepcopy(first)
         other[part][field] = value
         with pytest.raises(ValueError, match=f"don't match: {part}.{field} is "):
