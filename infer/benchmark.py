@@ -11,9 +11,16 @@
 
 The first decodes held-out prompts with the embedded default. The next two need no trained model:
 with random weights a step costs what its shapes cost. The fourth takes public benchmarks, from
-files that are there already. The last measures nothing: it shows what changed between two reports,
-and its exit status is 1 where anything became worse beyond the spread of the repeats, of which it
-needs four, and a tenth.
+files that are there already.
+
+The last measures nothing: it shows what changed between two reports of at least four repeats, and
+its exit status is 1 where ours became worse, which is for rows that are in both:
+- tokens/s, the cost of a step and the time to the first token, where every repeat after is worse
+  than every one before by more than a tenth;
+- tau, where it is lower by more than 1 %, except for flex, which chooses its steps for speed;
+- equality, where fewer prompts are answered like plain decoding or part from it at a near-tie, be
+  it one. A random target with --forced_acceptance has none.
+Memory and compilation are not compared.
 
 Flex chooses by what steps cost: --measure_costs measures that at each batch size, and without it
 what infer/measure_steps.py wrote before is taken, or estimates.
