@@ -6,7 +6,7 @@ from typing import Any
 
 from flexdraft_jax.data.corpus import DOMAINS
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
-from flexdraft_jax.evaluation.decode_tables import decode_table
+from flexdraft_jax.evaluation.decode_tables import decode_table, speedup_table
 from flexdraft_jax.evaluation.peer_methods import PEERS
 from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
 from flexdraft_jax.evaluation.step_costs import StepRow, StepVariant
@@ -131,6 +131,8 @@ class BenchmarkReport:
     def tables(self) -> list[Table]:
         """For people."""
         tables = [_step_table(self)] if self.steps else []
+        if any(row.method != "ar" for row in self.decoding):
+            tables.append(_speedup_table(self))
         if self.decoding:
             tables.append(_speed_table(self))
         if any(row.details and row.details.acceptance for row in self.decoding):
@@ -160,6 +162,19 @@ def _step_table(report: BenchmarkReport) -> Table:
             f"{settings.num_steps} steps in one call, cache of {settings.num_slots} slots, every "
             "draft verified. A tau above the last column is a gain."
         ),
+    )
+
+
+def _speedup_table(report: BenchmarkReport) -> Table:
+    return speedup_table(
+        report.decoding,
+        title=f"Speed-ups: {report.model}",
+        note=(
+            "Tokens/s of plain decoding, then speed-ups over it: median (lowest-highest) of "
+            f"{report.settings.repeats} interleaved repeats, each a ratio within its repeat. The "
+            "next table has more of the same calls."
+        ),
+        temperatures=any(report.settings.temperatures),
     )
 
 

@@ -45,7 +45,8 @@ def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["model"].startswith("tiny, ")
     drafting = [row for row in report.decoding if row.tau is not None and row.method != "ar"]
     num_rows = len(report.decoding)
-    assert [len(table.rows) for table in report.tables()] == [2, num_rows, len(drafting), num_rows]
+    num_lines = [2, 2, num_rows, len(drafting), num_rows]
+    assert [len(table.rows) for table in report.tables()] == num_lines
     assert all(len(row.details.accuracy) == 3 for row in drafting)
     assert all(row.details.first_token.low > 0 for row in report.decoding)
     assert all(row.details.peak_bytes > 0 for row in report.decoding)
@@ -53,7 +54,7 @@ def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
         (row.compile_seconds is None) == ("hugging" in row.method) for row in report.decoding
     )
     assert all(len(row) == len(t.columns) for t in report.tables() for row in t.rows)
-    assert "step costs of flex estimated" in report.tables()[1].note
+    assert "step costs of flex estimated" in report.tables()[2].note
     assert report.environment["processor"]
 
 
@@ -65,7 +66,7 @@ def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
     peers = [(1, "huggingface"), (1, "huggingface, prompt lookup"), (2, "huggingface")]
     assert set(methods) == {(1, "ar"), (2, "ar"), *peers[: 3 * has_torch()]}
     assert all(row.block_size == 1 for row in report.decoding)
-    assert ("prompt lookup of 10 tokens" in report.tables()[1].note) == has_torch()
+    assert ("prompt lookup of 10 tokens" in report.tables()[-2].note) == has_torch()
     json.dumps(report.to_json(), allow_nan=False)
 
 
@@ -83,7 +84,7 @@ def test_forced_acceptance_times_the_schedules_of_a_random_target(
     assert report.decoding[1].tau == 4.0  # n, with every draft accepted.
     details = report.decoding[1].details
     assert details.acceptance == details.accuracy == (1.0, 1.0, 1.0)
-    table = report.tables()[1]
+    table = report.tables()[2]
     assert "equal to plain" not in table.columns
     assert table.note.startswith("Each draft accepted by force, probability 1. 1-2 prompts,")
     for plot in (plot_throughput, plot_acceptance, plot_tau):
@@ -120,7 +121,7 @@ def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatc
     report = benchmark_random("1m", settings)
     assert measured == [(4, 1), (4, 2)]
     assert [row.tau for row in report.decoding if row.method == "flex"] == [1.0, 1.0]
-    assert "step costs of flex measured in this run" in report.tables()[0].note
+    assert "step costs of flex measured in this run" in report.tables()[1].note
 
 
 def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
@@ -141,7 +142,7 @@ def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
         ("mbpp", 1.0, 2)
     ] * 2
     assert list(report.skipped) == ["gsm8k"] and not report.steps
-    note = report.tables()[0].note
+    note = report.tables()[1].note
     assert "Skipped: gsm8k, no files of gsm8k" in note
     assert "huggingface skipped (peers=none)" in note
     assert "temperature" in report.tables()[0].columns
