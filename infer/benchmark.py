@@ -22,8 +22,9 @@ its exit status is 1 where ours became worse, which is for rows that are in both
   it one. A random target with --forced_acceptance has none.
 Memory and compilation are not compared.
 
-Flex chooses by what steps cost: --measure_costs measures that at each batch size, and without it
-what infer/measure_steps.py wrote before is taken, or estimates.
+Flex chooses by what steps cost: --measure_costs measures that at each batch size, with the smallest
+and the largest cache that its calls use, and without it what infer/measure_steps.py wrote before is
+taken, or estimates.
 
 Where PyTorch is installed, Hugging Face's own decoding of the same weights is a row of the same
 table; at batch 1 its prompt lookup is another, and its assisted generation with --assistant. It

@@ -16,9 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from flexdraft_jax.decoding.costs import Profile, find_profile
+from flexdraft_jax.decoding.costs import Profile, StepCosts, find_profile
+from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.sizes import sizes_for
 from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
 from flexdraft_jax.evaluation.decode_speed import NearTies, measure_decoding
+from flexdraft_jax.evaluation.decode_tables import prompts_name, temperature_name
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.methods import Method, schedule_method
 from flexdraft_jax.evaluation.near_ties import near_ties
@@ -204,6 +207,7 @@ def _benchmark(
 ) -> BenchmarkReport:
     """All parts, whole calls with the schedules named beside plain decoding."""
     steps, decoding = [], []
+    flex_costs: dict[str, list[StepCosts]] = {}
     facts = _facts(target, draft, settings)
     peer = None
     if "decoding" in settings.parts:
@@ -220,8 +224,6 @@ def _benchmark(
             draft,
             settings.step_variants,
             batch_sizes=settings.batch_sizes,
-            num_slots=settings.num_slots,
-            num_steps=settings.num_steps,
             repeats=settings.repeats,
             progress=progress,
         )
@@ -232,7 +234,10 @@ def _benchmark(
             for size, rows in prompts[domain].items():
                 profile = None
                 if settings.measure_costs:
-                    profile = _profile(target, draft, settings, size, progress)
+                    costs = _flex_costs(target, draft, settings, rows, size, progress)
+                    where = prompts_name(domain) + temperature_name(temperature)
+                    flex_costs.setdefault(where, []).extend(costs)
+                    profile = Profile(tuple(costs))
                 methods = _methods(
                     target, draft, settings, schedules, stop_token_ids, temperature, profile
                 )
@@ -255,7 +260,9 @@ def _benchmark(
                     near_ties=_tie_finder(target, settings, temperature),
                     progress=progress,
                 )
-    return BenchmarkReport(name, facts, settings, steps, decoding, skipped or {}, digests or {})
+    return BenchmarkReport(
+        name, facts, settings, steps, decoding, skipped or {}, digests or {}, flex_costs
+    )
 
 
 def _methods(
@@ -285,20 +292,37 @@ def _methods(
     ]
 
 
-def _profile(
-    target: Target, draft: Draft, settings: BenchmarkSettings, batch_size: int, progress: Progress
-) -> Profile:
-    """What steps cost just now: that changes with whatever else the machine does."""
-    costs = measure_costs(
-        target,
-        draft,
-        block_sizes=settings.block_sizes[:1],
-        batch_sizes=[batch_size],
-        slot_counts=[settings.num_slots],
-        repeats=settings.repeats,
-        progress=progress,
+def _flex_costs(
+    target: Target,
+    draft: Draft,
+    settings: BenchmarkSettings,
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    progress: Progress,
+) -> list[StepCosts]:
+    """What steps cost just now: that changes with whatever else the machine does.
+
+    With the smallest cache that a batch of these prompts begins with, and the largest that one may
+    end with.
+    """
+    block_size = settings.block_sizes[0]
+    requests = [Request(tuple(prompt), settings.max_new_tokens) for prompt in prompts]
+    sizes = [
+        sizes_for(requests[first : first + batch_size], block_size)
+        for first in range(0, len(requests), batch_size)
+    ]
+    slots = min(s.slots for s in sizes), max(s.max_slots for s in sizes)
+    return list(
+        measure_costs(
+            target,
+            draft,
+            block_sizes=[block_size],
+            batch_sizes=[batch_size],
+            slot_counts=list(dict.fromkeys(slots)),
+            repeats=settings.repeats,
+            progress=progress,
+        )
     )
-    return Profile(tuple(costs))
 
 
 def _tie_finder(target: Target, settings: BenchmarkSettings, temperature: float) -> NearTies | None:

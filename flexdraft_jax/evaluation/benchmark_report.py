@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from flexdraft_jax.data.corpus import DOMAINS
+from flexdraft_jax.decoding.costs import StepCosts
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
 from flexdraft_jax.evaluation.decode_tables import decode_table, speedup_table
 from flexdraft_jax.evaluation.peer_methods import PEERS
 from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
-from flexdraft_jax.evaluation.step_costs import StepRow, StepVariant
+from flexdraft_jax.evaluation.step_costs import STEP_SLOTS, StepRow, StepVariant, costs_table
 from flexdraft_jax.evaluation.tables import Table
 
 PARTS = ("steps", "decoding")
@@ -27,8 +28,6 @@ class BenchmarkSettings:
         num_prompts: of each task, in whole batches; a batch that is larger repeats them. A random
             target always has one batch.
         max_new_tokens: budget of each.
-        num_slots: of the cache that step costs are measured with.
-        num_steps: in one call of the compiled loop, for step costs.
         repeats: of every measurement, interleaved.
         forced_acceptance: of random targets: each draft is accepted with this probability,
             whatever the models say. Their drafts are worth nothing otherwise, and then only plain
@@ -49,8 +48,6 @@ class BenchmarkSettings:
     confidence_threshold: float = 0.0
     num_prompts: int = 8
     max_new_tokens: int = 248
-    num_slots: int = 256
-    num_steps: int = 64
     repeats: int = 5
     forced_acceptance: float | None = None
     measure_costs: bool = False
@@ -61,7 +58,7 @@ class BenchmarkSettings:
     peers: str = "auto"
 
     def __post_init__(self) -> None:
-        for field in ("num_prompts", "max_new_tokens", "num_steps", "repeats"):
+        for field in ("num_prompts", "max_new_tokens", "repeats"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
         for field in ("batch_sizes", "block_sizes", "parts", "temperatures", "tasks"):
@@ -114,6 +111,8 @@ class BenchmarkReport:
         decoding: whole calls.
         skipped: tasks that were left out, and why.
         prompt_digests: of each task; files of one name may hold other prompts elsewhere.
+        flex_costs: what flex chose by, by the prompts and temperature that it was measured before;
+            empty unless it was measured in this run.
     """
 
     model: str
@@ -123,6 +122,7 @@ class BenchmarkReport:
     decoding: list[DecodeRow]
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     prompt_digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    flex_costs: dict[str, list[StepCosts]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists."""
@@ -139,6 +139,10 @@ class BenchmarkReport:
             tables.append(_draft_table(self))
         if any(row.details for row in self.decoding):
             tables.append(_cost_table(self))
+        tables += [
+            costs_table(costs, f"What flex chose by, {where}: {self.model}")
+            for where, costs in self.flex_costs.items()
+        ]
         return tables
 
 
@@ -158,9 +162,9 @@ def _step_table(report: BenchmarkReport) -> Table:
             for row in report.steps
         ],
         note=(
-            f"Median (lowest-highest) of {settings.repeats} interleaved repeats of "
-            f"{settings.num_steps} steps in one call, cache of {settings.num_slots} slots, every "
-            "draft verified. A tau above the last column is a gain."
+            f"Median (lowest-highest) of {settings.repeats} interleaved repeats of many steps in "
+            f"one call, cache of {STEP_SLOTS} slots, every draft verified. A tau above the last "
+            "column is a gain."
         ),
     )
 

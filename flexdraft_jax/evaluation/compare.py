@@ -14,7 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexdraft_jax.decoding.costs import SCHEDULES
-from flexdraft_jax.evaluation.decode_tables import prompts_name, without_threads
+from flexdraft_jax.evaluation.decode_tables import (
+    prompts_name,
+    temperature_name,
+    without_threads,
+)
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.evaluation.timing import Spread
 
@@ -26,13 +30,7 @@ _DRIFT = 0.1
 _FEWEST_REPEATS = 4
 # What makes numbers of two reports incomparable when it differs.
 _SAME_ENVIRONMENT = ("platform", "device", "processor", "processors", "mesh", "dtype")
-_SAME_SETTINGS = (
-    "confidence_threshold",
-    "num_prompts",
-    "max_new_tokens",
-    "num_slots",
-    "forced_acceptance",
-)
+_SAME_SETTINGS = ("confidence_threshold", "num_prompts", "max_new_tokens", "forced_acceptance")
 
 # What a row measures: domain, method, batch size, block size, temperature.
 _Key = tuple[str, str, int, int, float]
@@ -128,8 +126,8 @@ class Change:
 
     def __str__(self) -> str:
         what = "step" if self.is_step else prompts_name(self.domain)
-        drawn = f", temperature {self.temperature:g}" if self.temperature else ""
-        where = f"{what}, {self.method}, batch {self.batch_size}, n = {self.block_size}{drawn}"
+        where = f"{what}, {self.method}, batch {self.batch_size}, n = {self.block_size}"
+        where += temperature_name(self.temperature)
         first = ""
         if self.first_token is not None and self.later:
             first = f", first token {_percent_change(*self.first_token)}"

@@ -25,8 +25,6 @@ SETTINGS = BenchmarkSettings(
     block_sizes=(4,),
     num_prompts=2,
     max_new_tokens=24,
-    num_slots=32,
-    num_steps=4,
     repeats=1,
 )
 
@@ -102,11 +100,14 @@ def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatc
     monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
     measured = []
 
-    def drafting_is_dear(*_: Any, block_sizes: Any, batch_sizes: Any, **__: Any) -> list[StepCosts]:
-        measured.append((*block_sizes, *batch_sizes))
-        n, size = measured[-1]
+    def drafting_is_dear(
+        *_: Any, block_sizes: Any, batch_sizes: Any, slot_counts: Any, **__: Any
+    ) -> list[StepCosts]:
+        measured.append((*block_sizes, *batch_sizes, slot_counts))
+        n, size, slots = measured[-1]
         dear = dict.fromkeys(flex_buckets(n), 1e6)
-        return [StepCosts(n, size, 256, verify={0: 1.0, **dear}, draft=1e6, parallel=dear)]
+        verify = {0: 1.0, **dear}
+        return [StepCosts(n, size, s, verify=verify, draft=1e6, parallel=dear) for s in slots]
 
     monkeypatch.setattr(benchmark, "measure_costs", drafting_is_dear)
     settings = dataclasses.replace(
@@ -116,10 +117,18 @@ def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatc
         forced_acceptance=1.0,
         measure_costs=True,
         batch_sizes=(1, 2),
+        max_new_tokens=96,
         peers="none",
     )
     report = benchmark_random("1m", settings)
-    assert measured == [(4, 1), (4, 2)]
+    # A prompt of 32 tokens begins with 64 more, and ends with 96.
+    assert measured == [(4, 1, [128, 256]), (4, 2, [128, 256])]
+    (costs,) = report.flex_costs.values()
+    assert [(c.batch_size, c.num_slots) for c in costs] == [(1, 128), (1, 256), (2, 128), (2, 256)]
+    written = json.loads(json.dumps(report.to_json()))["flex_costs"]
+    assert written["random tokens"][0]["draft"] == 1e6
+    table = report.tables()[-1]
+    assert table.title.startswith("What flex chose by, random tokens: ") and len(table.rows) == 4
     assert [row.tau for row in report.decoding if row.method == "flex"] == [1.0, 1.0]
     assert "step costs of flex measured in this run" in report.tables()[1].note
 
