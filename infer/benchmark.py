@@ -11,7 +11,7 @@
 
 The first decodes held-out prompts with the embedded default. The next two need no trained model:
 with random weights a step costs what its shapes cost. The fourth takes public benchmarks, from
-files that are there already.
+files that are there already, the first prompts that leave room for an answer.
 
 The last measures nothing: it shows what changed between two reports of at least four repeats, and
 its exit status is 1 where ours became worse, which is for rows that are in both:
@@ -95,7 +95,9 @@ _CONFIDENCE_THRESHOLD = flags.DEFINE_float(
     "Drafts less sure than this are not verified; 0 verifies all.",
 )
 _NUM_PROMPTS = flags.DEFINE_integer(
-    "num_prompts", _DEFAULT.num_prompts, "Held-out prompts per domain; larger batches repeat them."
+    "num_prompts",
+    _DEFAULT.num_prompts,
+    "Prompts of each kind; larger batches repeat them.",
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."

@@ -1,5 +1,6 @@
 """The whole benchmark: step costs and tokens per second, as ratios in one run."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -32,7 +33,7 @@ from flexdraft_jax.evaluation.peer_methods import (
     peer_methods,
     skipped_peer,
 )
-from flexdraft_jax.evaluation.prompt_sets import task_prompts
+from flexdraft_jax.evaluation.prompt_sets import TaskPrompts, task_prompts
 from flexdraft_jax.evaluation.random_targets import random_models
 from flexdraft_jax.evaluation.step_costs import measure_costs, measure_steps
 from flexdraft_jax.evaluation.timing import Progress, silent
@@ -72,10 +73,10 @@ def benchmark_models(
     for size in settings.batch_sizes:
         if max(size, settings.num_prompts) % size:
             raise ValueError(f"batch_sizes: {size} must divide num_prompts={settings.num_prompts}")
-    prompts: dict[str, list[list[int]]] = {}
+    found: dict[str, TaskPrompts] = {}
     skipped: dict[str, str] = {}
     if "decoding" in settings.parts:
-        prompts, skipped = task_prompts(
+        found, skipped = task_prompts(
             models,
             settings.tasks,
             settings.tasks_dir,
@@ -85,7 +86,8 @@ def benchmark_models(
         )
         for task, reason in skipped.items():
             progress(f"{task}: skipped, {reason}")
-    return _benchmark(
+    prompts = {task: taken.tokens for task, taken in found.items()}
+    report = _benchmark(
         f"{models.name}, {describe_size(target, draft)}",
         target,
         draft,
@@ -95,11 +97,15 @@ def benchmark_models(
         stop_token_ids=target.eos_token_ids,
         assistant=assistant,
         progress=progress,
+    )
+    return dataclasses.replace(
+        report,
         skipped=skipped,
-        digests={
+        prompt_digests={
             task: hashlib.sha256(repr(rows).encode()).hexdigest()[:8]
             for task, rows in prompts.items()
         },
+        num_known_prompts={task: taken.num_known for task, taken in found.items()},
     )
 
 
@@ -202,8 +208,6 @@ def _benchmark(
     stop_token_ids: Sequence[int] | None,
     assistant: str | os.PathLike[str] | None,
     progress: Progress,
-    skipped: dict[str, str] | None = None,
-    digests: dict[str, str] | None = None,
 ) -> BenchmarkReport:
     """All parts, whole calls with the schedules named beside plain decoding."""
     steps, decoding = [], []
@@ -260,9 +264,7 @@ def _benchmark(
                     near_ties=_tie_finder(target, settings, temperature),
                     progress=progress,
                 )
-    return BenchmarkReport(
-        name, facts, settings, steps, decoding, skipped or {}, digests or {}, flex_costs
-    )
+    return BenchmarkReport(name, facts, settings, steps, decoding, flex_costs=flex_costs)
 
 
 def _methods(

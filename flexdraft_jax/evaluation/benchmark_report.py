@@ -7,7 +7,7 @@ from typing import Any
 from flexdraft_jax.data.corpus import DOMAINS
 from flexdraft_jax.decoding.costs import StepCosts
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
-from flexdraft_jax.evaluation.decode_tables import decode_table, speedup_table
+from flexdraft_jax.evaluation.decode_tables import decode_table, prompts_name, speedup_table
 from flexdraft_jax.evaluation.peer_methods import PEERS
 from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
 from flexdraft_jax.evaluation.step_costs import STEP_SLOTS, StepRow, StepVariant, costs_table
@@ -111,6 +111,7 @@ class BenchmarkReport:
         decoding: whole calls.
         skipped: tasks that were left out, and why.
         prompt_digests: of each task; files of one name may hold other prompts elsewhere.
+        num_known_prompts: of each task; the settings say how many of them were taken.
         flex_costs: what flex chose by, by the prompts and temperature that it was measured before;
             empty unless it was measured in this run.
     """
@@ -122,6 +123,7 @@ class BenchmarkReport:
     decoding: list[DecodeRow]
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     prompt_digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    num_known_prompts: dict[str, int] = dataclasses.field(default_factory=dict)
     flex_costs: dict[str, list[StepCosts]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -203,9 +205,19 @@ def _speed_table(report: BenchmarkReport) -> Table:
             + _tie_note(report.decoding)
             + ", ".join(f"{name} {value}" for name, value in report.environment.items())
             + "."
+            + _taken_note(report)
             + "".join(f" Skipped: {task}, {reason}." for task, reason in report.skipped.items())
         ),
     )
+
+
+def _taken_note(report: BenchmarkReport) -> str:
+    """How many prompts of how many; "" where they are random tokens."""
+    taken = ", ".join(
+        f"{report.settings.num_prompts:,} of {known:,} ({prompts_name(task)})"
+        for task, known in report.num_known_prompts.items()
+    )
+    return f" Prompts taken: {taken}." if taken else ""
 
 
 def _tie_note(rows: Sequence[DecodeRow]) -> str:

@@ -136,13 +136,16 @@ def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatc
 def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
     models, monkeypatch, tmp_path
 ) -> None:
-    (tmp_path / "mbpp.jsonl").write_text('{"prompt": "Add two numbers."}\n' * 2)
+    lengths = (2000, 9, 400)  # The first does not fit; the others need caches of two sizes.
+    lines = [json.dumps({"prompt": "+" * length}) + "\n" for length in lengths]
+    (tmp_path / "mbpp.jsonl").write_text("".join(lines))
+    (tmp_path / "humaneval.jsonl").write_text("".join(lines[:2]))
     settings = dataclasses.replace(
         SETTINGS,
         parts=("decoding",),
         schedules=("sequential",),
         temperatures=(1.0,),
-        tasks=("mbpp", "gsm8k"),
+        tasks=("mbpp", "gsm8k", "humaneval"),
         tasks_dir=str(tmp_path),
         peers="none",
     )
@@ -150,9 +153,11 @@ def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
     assert [(r.domain, r.temperature, r.num_equal) for r in report.decoding] == [
         ("mbpp", 1.0, 2)
     ] * 2
-    assert list(report.skipped) == ["gsm8k"] and not report.steps
+    assert list(report.skipped) == ["gsm8k", "humaneval"] and not report.steps
     note = report.tables()[1].note
     assert "Skipped: gsm8k, no files of gsm8k" in note
+    assert "humaneval, num_prompts=2 must be at most 1: of its 2 prompts" in note
+    assert "Prompts taken: 2 of 3 (mbpp)." in note
     assert "huggingface skipped (peers=none)" in note
     assert "temperature" in report.tables()[0].columns
 
