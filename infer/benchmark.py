@@ -11,14 +11,26 @@
 
 The first decodes held-out prompts with the embedded default. The next two need no trained model:
 with random weights a step costs what its shapes cost. The fourth takes public benchmarks, from
-files that are there already. The last measures nothing: it shows what changed between two reports,
-and its exit status is 1 where anything became worse beyond the spread of the repeats, of which it
-needs four, and a tenth.
+files that are there already, the first prompts that leave room for an answer.
 
-Flex chooses by what steps cost: --measure_costs measures that at each batch size, and without it
-what infer/measure_steps.py wrote before is taken, or estimates. Where PyTorch is installed, Hugging
-Face's own decoding of the same weights is a row of the same table; at batch 1 its prompt lookup is
-another, and its assisted generation with --assistant.
+The last measures nothing: it shows what changed between two reports of at least four repeats, and
+its exit status is 1 where ours became worse, which is for rows that are in both:
+- tokens/s, the cost of a step and the time to the first token, where every repeat after is worse
+  than every one before by more than a tenth;
+- tau, where it is lower by more than 1 %, except for flex, which chooses its steps for speed;
+- equality, where fewer prompts are answered like plain decoding or part from it at a near-tie, be
+  it one. A random target with --forced_acceptance has none.
+Memory and compilation are not compared.
+
+Flex chooses by what steps cost: --measure_costs measures that at each batch size, with the smallest
+and the largest cache that its calls use, and without it what infer/measure_steps.py wrote before is
+taken, or estimates.
+
+Where PyTorch is installed, Hugging Face's own decoding of the same weights is a row of the same
+table; at batch 1 its prompt lookup is another, and its assisted generation with --assistant. It
+decodes on the CPU in float32, and so only beside a target that does, without a mesh.
+--peers=huggingface has it elsewhere, too: the whole target is then written to a temporary folder.
+--peers=none leaves it out.
 """
 
 import json
@@ -42,6 +54,7 @@ from flexdraft_jax.evaluation.loading import (
     load_models,
     numbers,
 )
+from flexdraft_jax.evaluation.peer_methods import PEERS
 from flexdraft_jax.evaluation.plots import plot_acceptance, plot_tau, plot_throughput
 from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
@@ -82,7 +95,9 @@ _CONFIDENCE_THRESHOLD = flags.DEFINE_float(
     "Drafts less sure than this are not verified; 0 verifies all.",
 )
 _NUM_PROMPTS = flags.DEFINE_integer(
-    "num_prompts", _DEFAULT.num_prompts, "Held-out prompts per domain; larger batches repeat them."
+    "num_prompts",
+    _DEFAULT.num_prompts,
+    "Prompts of each kind; larger batches repeat them.",
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."
@@ -111,6 +126,12 @@ _TASKS_DIR = flags.DEFINE_string(
     "tasks_dir", None, "Directory of NAME.jsonl, NAME.parquet or folders NAME of such files."
 )
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0"], "Of whole calls; 0 is greedy.")
+_PEERS = flags.DEFINE_enum(
+    "peers",
+    _DEFAULT.peers,
+    list(PEERS),
+    "Other implementations beside ours; auto: huggingface on a CPU in float32, where PyTorch is.",
+)
 _ASSISTANT = flags.DEFINE_string(
     "assistant", None, "Hugging Face directory of a model that drafts in its assisted generation."
 )
@@ -163,6 +184,7 @@ def main(argv: Sequence[str]) -> None:
             tasks=tuple(_TASKS.value or _DEFAULT.tasks),
             tasks_dir=_TASKS_DIR.value,
             temperatures=numbers("temperatures", _TEMPERATURES.value),
+            peers=_PEERS.value,
         )
         mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
         if _RANDOM_TARGET.value:

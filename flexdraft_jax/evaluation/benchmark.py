@@ -1,10 +1,13 @@
 """The whole benchmark: step costs and tokens per second, as ratios in one run."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
 import os
+import pathlib
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,15 +17,23 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from flexdraft_jax.decoding.costs import Profile, find_profile
+from flexdraft_jax.decoding.costs import Profile, StepCosts, find_profile
+from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.sizes import sizes_for
 from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
 from flexdraft_jax.evaluation.decode_speed import NearTies, measure_decoding
+from flexdraft_jax.evaluation.decode_tables import prompts_name, temperature_name
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.methods import Method, schedule_method
 from flexdraft_jax.evaluation.near_ties import near_ties
 from flexdraft_jax.evaluation.peak_memory import peak_source
-from flexdraft_jax.evaluation.peer_methods import describe_peer, hugging_face, peer_methods
-from flexdraft_jax.evaluation.prompt_sets import task_prompts
+from flexdraft_jax.evaluation.peer_methods import (
+    describe_peer,
+    hugging_face,
+    peer_methods,
+    skipped_peer,
+)
+from flexdraft_jax.evaluation.prompt_sets import TaskPrompts, task_prompts
 from flexdraft_jax.evaluation.random_targets import random_models
 from flexdraft_jax.evaluation.step_costs import measure_costs, measure_steps
 from flexdraft_jax.evaluation.timing import Progress, silent
@@ -62,10 +73,10 @@ def benchmark_models(
     for size in settings.batch_sizes:
         if max(size, settings.num_prompts) % size:
             raise ValueError(f"batch_sizes: {size} must divide num_prompts={settings.num_prompts}")
-    prompts: dict[str, list[list[int]]] = {}
+    found: dict[str, TaskPrompts] = {}
     skipped: dict[str, str] = {}
     if "decoding" in settings.parts:
-        prompts, skipped = task_prompts(
+        found, skipped = task_prompts(
             models,
             settings.tasks,
             settings.tasks_dir,
@@ -75,7 +86,8 @@ def benchmark_models(
         )
         for task, reason in skipped.items():
             progress(f"{task}: skipped, {reason}")
-    return _benchmark(
+    prompts = {task: taken.tokens for task, taken in found.items()}
+    report = _benchmark(
         f"{models.name}, {describe_size(target, draft)}",
         target,
         draft,
@@ -85,11 +97,15 @@ def benchmark_models(
         stop_token_ids=target.eos_token_ids,
         assistant=assistant,
         progress=progress,
+    )
+    return dataclasses.replace(
+        report,
         skipped=skipped,
-        digests={
+        prompt_digests={
             task: hashlib.sha256(repr(rows).encode()).hexdigest()[:8]
             for task, rows in prompts.items()
         },
+        num_known_prompts={task: taken.num_known for task, taken in found.items()},
     )
 
 
@@ -153,10 +169,21 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": device.platform,
         "device": device.device_kind,
+        "processor": _processor(),
         "processors": os.cpu_count(),
         # More than the processors at the start: something else is running, and times suffer.
         "load_average": round(os.getloadavg()[0], 1),
     }
+
+
+def _processor() -> str:
+    """The model of the CPU, as far as the system tells; more than one device hangs on it."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()  # Linux alone has it.
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _repeated(prompts: Mapping[str, list[list[int]]], batch_sizes: Sequence[int]) -> Prompts:
@@ -181,15 +208,15 @@ def _benchmark(
     stop_token_ids: Sequence[int] | None,
     assistant: str | os.PathLike[str] | None,
     progress: Progress,
-    skipped: dict[str, str] | None = None,
-    digests: dict[str, str] | None = None,
 ) -> BenchmarkReport:
     """All parts, whole calls with the schedules named beside plain decoding."""
     steps, decoding = [], []
+    flex_costs: dict[str, list[StepCosts]] = {}
     facts = _facts(target, draft, settings)
     peer = None
     if "decoding" in settings.parts:
-        peer = hugging_face(target, assistant)  # First, as it may be refused.
+        # First, as it may be refused.
+        peer = hugging_face(target, assistant, settings.peers)
     elif assistant is not None:
         raise ValueError(
             f"assistant={os.fspath(assistant)!r}: drafts in whole calls, so decoding must be among "
@@ -201,28 +228,30 @@ def _benchmark(
             draft,
             settings.step_variants,
             batch_sizes=settings.batch_sizes,
-            num_slots=settings.num_slots,
-            num_steps=settings.num_steps,
             repeats=settings.repeats,
             progress=progress,
         )
     if "decoding" in settings.parts:
-        facts |= {"peak memory": peak_source(), "huggingface": describe_peer(peer)}
+        reason = skipped_peer(target, settings.peers)
+        facts |= {"peak memory": peak_source(), "huggingface": describe_peer(peer, reason)}
         for temperature, domain in itertools.product(settings.temperatures, prompts):
             for size, rows in prompts[domain].items():
                 profile = None
                 if settings.measure_costs:
-                    profile = _profile(target, draft, settings, size, progress)
+                    costs = _flex_costs(target, draft, settings, rows, size, progress)
+                    where = prompts_name(domain) + temperature_name(temperature)
+                    flex_costs.setdefault(where, []).extend(costs)
+                    profile = Profile(tuple(costs))
                 methods = _methods(
                     target, draft, settings, schedules, stop_token_ids, temperature, profile
                 )
                 peers = peer_methods(
                     peer,
+                    target,
                     rows[:size],
                     settings.max_new_tokens,
                     stop_token_ids,
                     temperature,
-                    same_precision=target.dtype == jnp.float32,
                 )
                 decoding += measure_decoding(
                     methods + peers,
@@ -235,7 +264,7 @@ def _benchmark(
                     near_ties=_tie_finder(target, settings, temperature),
                     progress=progress,
                 )
-    return BenchmarkReport(name, facts, settings, steps, decoding, skipped or {}, digests or {})
+    return BenchmarkReport(name, facts, settings, steps, decoding, flex_costs=flex_costs)
 
 
 def _methods(
@@ -265,20 +294,37 @@ def _methods(
     ]
 
 
-def _profile(
-    target: Target, draft: Draft, settings: BenchmarkSettings, batch_size: int, progress: Progress
-) -> Profile:
-    """What steps cost just now: that changes with whatever else the machine does."""
-    costs = measure_costs(
-        target,
-        draft,
-        block_sizes=settings.block_sizes[:1],
-        batch_sizes=[batch_size],
-        slot_counts=[settings.num_slots],
-        repeats=settings.repeats,
-        progress=progress,
+def _flex_costs(
+    target: Target,
+    draft: Draft,
+    settings: BenchmarkSettings,
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    progress: Progress,
+) -> list[StepCosts]:
+    """What steps cost just now: that changes with whatever else the machine does.
+
+    With the smallest cache that a batch of these prompts begins with, and the largest that one may
+    end with.
+    """
+    block_size = settings.block_sizes[0]
+    requests = [Request(tuple(prompt), settings.max_new_tokens) for prompt in prompts]
+    sizes = [
+        sizes_for(requests[first : first + batch_size], block_size)
+        for first in range(0, len(requests), batch_size)
+    ]
+    slots = min(s.slots for s in sizes), max(s.max_slots for s in sizes)
+    return list(
+        measure_costs(
+            target,
+            draft,
+            block_sizes=[block_size],
+            batch_sizes=[batch_size],
+            slot_counts=list(dict.fromkeys(slots)),
+            repeats=settings.repeats,
+            progress=progress,
+        )
     )
-    return Profile(tuple(costs))
 
 
 def _tie_finder(target: Target, settings: BenchmarkSettings, temperature: float) -> NearTies | None:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from flexdraft_jax.data.corpus import DOMAINS
+from flexdraft_jax.decoding.costs import StepCosts
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
-from flexdraft_jax.evaluation.decode_tables import decode_table
+from flexdraft_jax.evaluation.decode_tables import decode_table, prompts_name, speedup_table
+from flexdraft_jax.evaluation.peer_methods import PEERS
 from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
-from flexdraft_jax.evaluation.step_costs import StepRow, StepVariant
+from flexdraft_jax.evaluation.step_costs import STEP_SLOTS, StepRow, StepVariant, costs_table
 from flexdraft_jax.evaluation.tables import Table
 
 PARTS = ("steps", "decoding")
@@ -26,8 +28,6 @@ class BenchmarkSettings:
         num_prompts: of each task, in whole batches; a batch that is larger repeats them. A random
             target always has one batch.
         max_new_tokens: budget of each.
-        num_slots: of the cache that step costs are measured with.
-        num_steps: in one call of the compiled loop, for step costs.
         repeats: of every measurement, interleaved.
         forced_acceptance: of random targets: each draft is accepted with this probability,
             whatever the models say. Their drafts are worth nothing otherwise, and then only plain
@@ -38,6 +38,8 @@ class BenchmarkSettings:
         temperatures: of whole calls; 0 is greedy.
         tasks: that prompts are of, from `KNOWN_TASKS`. A random target has tokens of its own.
         tasks_dir: local files of public benchmarks, as for `load_task`.
+        peers: of `PEERS`: whether Hugging Face decodes the same weights, too, which it does on the
+            CPU in float32 alone. "auto": where that is what the target does.
     """
 
     schedules: tuple[str, ...] = ("parallel", "sequential", "flex")
@@ -46,8 +48,6 @@ class BenchmarkSettings:
     confidence_threshold: float = 0.0
     num_prompts: int = 8
     max_new_tokens: int = 248
-    num_slots: int = 256
-    num_steps: int = 64
     repeats: int = 5
     forced_acceptance: float | None = None
     measure_costs: bool = False
@@ -55,9 +55,10 @@ class BenchmarkSettings:
     temperatures: tuple[float, ...] = (0.0,)
     tasks: tuple[str, ...] = DOMAINS
     tasks_dir: str | None = None
+    peers: str = "auto"
 
     def __post_init__(self) -> None:
-        for field in ("num_prompts", "max_new_tokens", "num_steps", "repeats"):
+        for field in ("num_prompts", "max_new_tokens", "repeats"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
         for field in ("batch_sizes", "block_sizes", "parts", "temperatures", "tasks"):
@@ -79,6 +80,11 @@ class BenchmarkSettings:
             raise ValueError(
                 "measure_costs=True: needs flex among schedules, and decoding among parts"
             )
+        if self.peers not in PEERS:
+            raise ValueError(f"peers={self.peers!r}: must be one of {', '.join(PEERS)}")
+        if self.peers == "huggingface" and "decoding" not in self.parts:
+            parts = ",".join(self.parts)
+            raise ValueError(f"peers=huggingface: needs decoding among parts={parts}")
         if not (self.forced_acceptance is None or 0 <= self.forced_acceptance <= 1):
             raise ValueError(f"forced_acceptance={self.forced_acceptance}: must be from 0 to 1")
 
@@ -105,6 +111,9 @@ class BenchmarkReport:
         decoding: whole calls.
         skipped: tasks that were left out, and why.
         prompt_digests: of each task; files of one name may hold other prompts elsewhere.
+        num_known_prompts: of each task; the settings say how many of them were taken.
+        flex_costs: what flex chose by, by the prompts and temperature that it was measured before;
+            empty unless it was measured in this run.
     """
 
     model: str
@@ -114,6 +123,8 @@ class BenchmarkReport:
     decoding: list[DecodeRow]
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     prompt_digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    num_known_prompts: dict[str, int] = dataclasses.field(default_factory=dict)
+    flex_costs: dict[str, list[StepCosts]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists."""
@@ -122,12 +133,18 @@ class BenchmarkReport:
     def tables(self) -> list[Table]:
         """For people."""
         tables = [_step_table(self)] if self.steps else []
+        if any(row.method != "ar" for row in self.decoding):
+            tables.append(_speedup_table(self))
         if self.decoding:
             tables.append(_speed_table(self))
         if any(row.details and row.details.acceptance for row in self.decoding):
             tables.append(_draft_table(self))
         if any(row.details for row in self.decoding):
             tables.append(_cost_table(self))
+        tables += [
+            costs_table(costs, f"What flex chose by, {where}: {self.model}")
+            for where, costs in self.flex_costs.items()
+        ]
         return tables
 
 
@@ -147,10 +164,23 @@ def _step_table(report: BenchmarkReport) -> Table:
             for row in report.steps
         ],
         note=(
-            f"Median (lowest-highest) of {settings.repeats} interleaved repeats of "
-            f"{settings.num_steps} steps in one call, cache of {settings.num_slots} slots, every "
-            "draft verified. A tau above the last column is a gain."
+            f"Median (lowest-highest) of {settings.repeats} interleaved repeats of many steps in "
+            f"one call, cache of {STEP_SLOTS} slots, every draft verified. A tau above the last "
+            "column is a gain."
         ),
+    )
+
+
+def _speedup_table(report: BenchmarkReport) -> Table:
+    return speedup_table(
+        report.decoding,
+        title=f"Speed-ups: {report.model}",
+        note=(
+            "Tokens/s of plain decoding, then speed-ups over it: median (lowest-highest) of "
+            f"{report.settings.repeats} interleaved repeats, each a ratio within its repeat. The "
+            "next table has more of the same calls."
+        ),
+        temperatures=any(report.settings.temperatures),
     )
 
 
@@ -175,9 +205,19 @@ def _speed_table(report: BenchmarkReport) -> Table:
             + _tie_note(report.decoding)
             + ", ".join(f"{name} {value}" for name, value in report.environment.items())
             + "."
+            + _taken_note(report)
             + "".join(f" Skipped: {task}, {reason}." for task, reason in report.skipped.items())
         ),
     )
+
+
+def _taken_note(report: BenchmarkReport) -> str:
+    """How many prompts of how many; "" where they are random tokens."""
+    taken = ", ".join(
+        f"{report.settings.num_prompts:,} of {known:,} ({prompts_name(task)})"
+        for task, known in report.num_known_prompts.items()
+    )
+    return f" Prompts taken: {taken}." if taken else ""
 
 
 def _tie_note(rows: Sequence[DecodeRow]) -> str:

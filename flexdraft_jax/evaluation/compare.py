@@ -1,7 +1,8 @@
 """Two reports of the benchmark side by side: what became faster, slower or unequal.
 
-A machine is never twice the same, so a change counts only where the repeats of both reports don't
-overlap, and would not if one of the runs had been a tenth slower throughout.
+A machine is never twice the same, so a change of a time counts only where the repeats of both
+reports don't overlap, and would not if one of the runs had been a tenth slower throughout. What
+tokens come out hardly depends on the machine, and less of a change counts there.
 """
 
 import dataclasses
@@ -13,7 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexdraft_jax.decoding.costs import SCHEDULES
-from flexdraft_jax.evaluation.decode_tables import prompts_name, without_threads
+from flexdraft_jax.evaluation.decode_tables import (
+    prompts_name,
+    temperature_name,
+    without_threads,
+)
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.evaluation.timing import Spread
 
@@ -24,14 +29,8 @@ _DRIFT = 0.1
 # With fewer, repeats are often apart by chance.
 _FEWEST_REPEATS = 4
 # What makes numbers of two reports incomparable when it differs.
-_SAME_ENVIRONMENT = ("platform", "device", "processors", "mesh", "dtype")
-_SAME_SETTINGS = (
-    "confidence_threshold",
-    "num_prompts",
-    "max_new_tokens",
-    "num_slots",
-    "forced_acceptance",
-)
+_SAME_ENVIRONMENT = ("platform", "device", "processor", "processors", "mesh", "dtype")
+_SAME_SETTINGS = ("confidence_threshold", "num_prompts", "max_new_tokens", "forced_acceptance")
 
 # What a row measures: domain, method, batch size, block size, temperature.
 _Key = tuple[str, str, int, int, float]
@@ -52,6 +51,8 @@ class Change:
         tau: before and after; None where one of them has none.
         equal: share of the rows that are equal to plain decoding, before and after; None of a step,
             and where tokens mean nothing.
+        first_token: milliseconds to the first token, before and after; None where one report has
+            none.
     """
 
     domain: str
@@ -63,6 +64,7 @@ class Change:
     after: Spread
     tau: tuple[float, float] | None = None
     equal: tuple[float, float] | None = None
+    first_token: tuple[Spread, Spread] | None = None
 
     @property
     def is_step(self) -> bool:
@@ -72,14 +74,23 @@ class Change:
     @property
     def slower(self) -> bool:
         """Whether every repeat after is slower than every one before, beyond drift."""
-        if self.is_step:
-            return self.after.low > self.before.high * (1 + _DRIFT)
-        return self.after.high * (1 + _DRIFT) < self.before.low
+        spreads = (self.before, self.after)
+        return _longer(*(spreads if self.is_step else reversed(spreads)))
 
     @property
     def faster(self) -> bool:
         """The same, faster."""
         return dataclasses.replace(self, before=self.after, after=self.before).slower
+
+    @property
+    def later(self) -> bool:
+        """Whether the first token comes later, by the same rule."""
+        return self.first_token is not None and _longer(*self.first_token)
+
+    @property
+    def sooner(self) -> bool:
+        """The same, sooner."""
+        return self.first_token is not None and _longer(*reversed(self.first_token))
 
     @property
     def lower_tau(self) -> bool:
@@ -96,7 +107,7 @@ class Change:
     @property
     def is_regression(self) -> bool:
         """Whether anything of ours became worse; another implementation may."""
-        worse = self.slower or self.lower_tau or self.fewer_equal
+        worse = self.slower or self.later or self.lower_tau or self.fewer_equal
         return worse and self.method in SCHEDULES
 
     @property
@@ -105,6 +116,8 @@ class Change:
         said = {
             "slower": self.slower,
             "faster": self.faster,
+            "first token later": self.later,
+            "first token sooner": self.sooner,
             "lower tau": self.lower_tau,
             "fewer equal": self.fewer_equal,
         }
@@ -113,9 +126,12 @@ class Change:
 
     def __str__(self) -> str:
         what = "step" if self.is_step else prompts_name(self.domain)
-        drawn = f", temperature {self.temperature:g}" if self.temperature else ""
-        where = f"{what}, {self.method}, batch {self.batch_size}, n = {self.block_size}{drawn}"
-        return f"{where}: {self.verdict} ({_percent_change(self)})"
+        where = f"{what}, {self.method}, batch {self.batch_size}, n = {self.block_size}"
+        where += temperature_name(self.temperature)
+        first = ""
+        if self.first_token is not None and self.later:
+            first = f", first token {_percent_change(*self.first_token)}"
+        return f"{where}: {self.verdict} ({_percent_change(self.before, self.after)}{first})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +172,7 @@ class Comparison:
         self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
     ) -> Table:
         notes = [
-            "Medians (lowest-highest). A change is named where the repeats are "
+            "Medians (lowest-highest). A change of a time is named where the repeats are "
             f"more than {percent(_DRIFT)} apart: whole runs drift."
         ]
         if self.num_unmatched:
@@ -232,7 +248,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _rows(report: Mapping[str, Any]) -> dict[_Key, dict[str, Any]]:
-    """Rows of whole calls and of step costs, each with its `Spread` as "measured"."""
+    """Rows of whole calls and of step costs, each with the `Spread` that it is of as "measured"."""
     rows = {}
     for row in report["decoding"]:
         method = without_threads(row["method"])
@@ -245,10 +261,13 @@ def _rows(report: Mapping[str, Any]) -> dict[_Key, dict[str, Any]]:
             equal = row["num_equal"] + (row.get("num_split_at_ties") or 0)
             share = equal / row["num_prompts"]
         tau = None if row["tau"] is None else float(row["tau"])
-        rows[key] = {"measured": measured, "tau": tau, "equal": share}
+        details = row.get("details")
+        first = details and details["first_token"]
+        first = None if first is None else _spread(first)
+        rows[key] = {"measured": measured, "tau": tau, "equal": share, "first_token": first}
     for row in report["steps"]:
         key = ("", str(row["schedule"]), row["batch_size"], row["block_size"], 0.0)
-        rows[key] = {"measured": _spread(row["milliseconds"]), "tau": None, "equal": None}
+        rows[key] = {"measured": _spread(row["milliseconds"])}
     return rows
 
 
@@ -260,12 +279,23 @@ def _spread(fields: Mapping[str, Any]) -> Spread:
 
 
 def _change(key: _Key, old: Mapping[str, Any], new: Mapping[str, Any], forced: bool) -> Change:
-    def pair(name: str) -> tuple[float, float] | None:
-        return None if None in (old[name], new[name]) else (old[name], new[name])
+    def pair(name: str) -> tuple[Any, Any] | None:
+        both = old.get(name), new.get(name)
+        return None if None in both else both
 
-    # Forced tokens are equal to nothing.
-    equal = None if forced else pair("equal")
-    return Change(*key, old["measured"], new["measured"], tau=pair("tau"), equal=equal)
+    return Change(
+        *key,
+        old["measured"],
+        new["measured"],
+        tau=pair("tau"),
+        equal=None if forced else pair("equal"),  # Forced tokens are equal to nothing.
+        first_token=pair("first_token"),
+    )
+
+
+def _longer(before: Spread, after: Spread) -> bool:
+    """Whether every repeat after is above every one before, beyond drift."""
+    return after.low > before.high * (1 + _DRIFT)
 
 
 def _check_same(name: str, before: object, after: object) -> None:
@@ -275,7 +305,7 @@ def _check_same(name: str, before: object, after: object) -> None:
 
 _CALL_COLUMNS = (
     *("prompts", "method", "batch", "n", "temperature", "tokens/s before", "after"),
-    *("change", "tau", "equal to plain", ""),
+    *("change", "first token, ms", "tau", "equal to plain", ""),
 )
 _STEP_COLUMNS = ("step", "batch", "n", "ms before", "after", "change", "")
 
@@ -289,22 +319,29 @@ def _call_cells(c: Change) -> tuple[str, ...]:
         f"{c.temperature:g}",
         f"{c.before:.0f}",
         f"{c.after:.0f}",
-        _percent_change(c),
+        _percent_change(c.before, c.after),
+        _first_tokens(c),
         "-" if c.tau is None else _before_and_after(*(f"{tau:.2f}" for tau in c.tau)),
         "-" if c.equal is None else _before_and_after(*map(percent, c.equal)),
         c.verdict,
     )
 
 
+def _first_tokens(c: Change) -> str:
+    if c.first_token is None:
+        return "-"
+    return _before_and_after(*(f"{spread.median:.1f}" for spread in c.first_token))
+
+
 def _step_cells(c: Change) -> tuple[str, ...]:
     cells = (c.method, str(c.batch_size), str(c.block_size), f"{c.before:.2f}", f"{c.after:.2f}")
-    return (*cells, _percent_change(c), c.verdict)
+    return (*cells, _percent_change(c.before, c.after), c.verdict)
 
 
 def _before_and_after(before: str, after: str) -> str:
     return before if before == after else f"{before} to {after}"
 
 
-def _percent_change(c: Change) -> str:
+def _percent_change(before: Spread, after: Spread) -> str:
     """ "+3 %", of the medians."""
-    return f"{c.after.median / c.before.median - 1:+.0%}".replace("%", " %")
+    return f"{after.median / before.median - 1:+.0%}".replace("%", " %")

@@ -21,7 +21,7 @@ from flexdraft_jax.models.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class PromptAnswer:
     """What one prompt was answered.
 
     Attributes:
@@ -144,8 +144,8 @@ def evaluate_prompts(
 
 def domain_report(
     prompts: Sequence[HeldOutPrompt],
-    answers: Sequence[Answer],
-    plain: Sequence[Answer] | None,
+    answers: Sequence[PromptAnswer],
+    plain: Sequence[PromptAnswer] | None,
     references: Sequence[Sequence[int]],
     *,
     schedule: str,
@@ -202,7 +202,7 @@ def answer_prompts(
     confidence_threshold: float = 0.0,
     max_new_tokens: int = 256,
     batch_size: int = 32,
-) -> list[Answer]:
+) -> list[PromptAnswer]:
     """Decodes any number of prompts in batches of one size; stops at the target's own stop tokens.
 
     Args:
@@ -239,7 +239,7 @@ def answer_prompts(
         decoding.advance(max_new_tokens)
         out = decoding.output()
         answers += [
-            Answer(
+            PromptAnswer(
                 out.tokens[row],
                 decode_text(tokenizer, out.tokens[row]),
                 out.acceptance_lengths[row],
@@ -250,7 +250,7 @@ def answer_prompts(
     return answers
 
 
-def accuracy(prompts: Sequence[HeldOutPrompt], answers: Sequence[Answer]) -> float | None:
+def accuracy(prompts: Sequence[HeldOutPrompt], answers: Sequence[PromptAnswer]) -> float | None:
     """Share of the prompts with a known answer that were answered right; None without any."""
     right = [
         parse_answer(answer.text) == prompt.answer
@@ -260,13 +260,13 @@ def accuracy(prompts: Sequence[HeldOutPrompt], answers: Sequence[Answer]) -> flo
     return _mean(right) if right else None
 
 
-def mean_tau_of(answers: Sequence[Answer]) -> float:
+def mean_tau_of(answers: Sequence[PromptAnswer]) -> float:
     """Tau over the steps of all answers; 1 where none took a step."""
     lengths = [length for answer in answers for length in answer.acceptance_lengths]
     return _mean(lengths) if lengths else 1.0
 
 
-def rows_equal(answers: Sequence[Answer], plain: Sequence[Answer]) -> int:
+def rows_equal(answers: Sequence[PromptAnswer], plain: Sequence[PromptAnswer]) -> int:
     """How many answers are equal, token for token."""
     return sum(a.tokens == b.tokens for a, b in zip(answers, plain, strict=True))
 

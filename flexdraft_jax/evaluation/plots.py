@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
-from flexdraft_jax.evaluation.decode_tables import method_name, prompts_name, without_threads
+from flexdraft_jax.evaluation.decode_tables import (
+    method_name,
+    prompts_name,
+    temperature_name,
+    without_threads,
+)
 
 
 def plot_throughput(rows: Sequence[DecodeRow], path: str) -> None:
@@ -109,6 +114,6 @@ def _panels(rows: Sequence[DecodeRow]) -> dict[str, list[DecodeRow]]:
     """Rows by kind of prompts and temperature, each with its title."""
     panels: dict[str, list[DecodeRow]] = {}
     for row in rows:
-        drawn = f", temperature {row.temperature:g}" if row.temperature else ""
-        panels.setdefault(prompts_name(row.domain) + drawn, []).append(row)
+        title = prompts_name(row.domain) + temperature_name(row.temperature)
+        panels.setdefault(title, []).append(row)
     return panels

@@ -1,4 +1,4 @@
-"""Prompts of similar length, so that one compiled program per schedule serves them."""
+"""Prompts to measure with: of the built-in domains, of similar length; of public benchmarks."""
 
 import dataclasses
 import math
@@ -97,6 +97,19 @@ def similar_prompts(
     return picked
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskPrompts:
+    """What was taken of one task.
+
+    Attributes:
+        tokens: of the prompts taken.
+        num_known: how many prompts the task has.
+    """
+
+    tokens: list[list[int]]
+    num_known: int
+
+
 def task_prompts(
     models: Models,
     tasks: Sequence[str],
@@ -104,8 +117,8 @@ def task_prompts(
     num_prompts: int,
     max_new_tokens: int,
     block_size: int,
-) -> tuple[dict[str, list[list[int]]], dict[str, str]]:
-    """Prompts of the built-in domains and of public benchmarks; each of the latter in one bucket.
+) -> tuple[dict[str, TaskPrompts], dict[str, str]]:
+    """Prompts of the built-in domains, and the first ones that fit of public benchmarks.
 
     Args:
         models: whose tokenizer and longest text count.
@@ -113,21 +126,25 @@ def task_prompts(
         tasks_dir: as for `load_task`.
         num_prompts: of each task.
         max_new_tokens: budget of each prompt.
-        block_size: n of the schedules that draft.
+        block_size: n of the schedules that draft; prompts of the built-in domains are of similar
+            length with it.
 
     Returns:
-        Token ids by task, and why a task was left out: there are no files of it, or too few of
-        its prompts are of similar length.
+        Prompts by task, and why a task was left out: there are no files of it, or too few of its
+        prompts fit.
 
     Raises:
         ValueError: a broken file, too few prompts of a built-in domain, or no task is left.
     """
     domains = [domain for domain in DOMAINS if domain in tasks]
-    found: dict[str, list[list[int]]] = {}
+    found: dict[str, TaskPrompts] = {}
     skipped = {}
     if domains:
         sets = similar_prompts(models.tokenizer, num_prompts, max_new_tokens, block_size, domains)
-        found |= {domain: prompts.tokens for domain, prompts in sets.items()}
+        found |= {
+            domain: TaskPrompts(prompts.tokens, len(default_prompts(domain)))
+            for domain, prompts in sets.items()
+        }
     longest = models.target.config.max_position_embeddings - max_new_tokens
     for task in (task for task in tasks if task not in domains):
         try:
@@ -136,11 +153,13 @@ def task_prompts(
             skipped[task] = str(error)
             continue
         fitting = [prompt for prompt in encoded if len(prompt) <= longest]
-        rows = same_bucket({task: fitting}, max_new_tokens, block_size)[task] if fitting else []
-        if len(rows) < num_prompts:
-            skipped[task] = f"{len(rows)} of its prompts fit and are of similar length"
+        if len(fitting) < num_prompts:
+            skipped[task] = (
+                f"num_prompts={num_prompts} must be at most {len(fitting)}: of its {len(encoded)} "
+                f"prompts so many leave room for max_new_tokens={max_new_tokens}"
+            )
         else:
-            found[task] = [fitting[i] for i in rows[:num_prompts]]
+            found[task] = TaskPrompts(fitting[:num_prompts], len(encoded))
     if not found:
         reasons = "; ".join(f"{task} ({reason})" for task, reason in skipped.items())
         raise ValueError(f"tasks: no prompts for any of them: {reasons}")

@@ -45,6 +45,8 @@ class StepVariant:
 
 PLAIN_STEP = StepVariant("ar", 1)
 _DRAWN = "a whole block, drawn at random"
+# Of the cache, where nobody says for which prompts.
+STEP_SLOTS = 256
 # Of a call of `StepTimer` that is told nothing else.
 _CALL_SECONDS, _FEWEST_STEPS, _MOST_STEPS = 0.1, 8, 64
 
@@ -74,8 +76,8 @@ def measure_steps(
     variants: Sequence[StepVariant],
     *,
     batch_sizes: Sequence[int] = (1,),
-    num_slots: int = 256,
-    num_steps: int = 64,
+    num_slots: int = STEP_SLOTS,
+    num_steps: int | None = None,
     repeats: int = 5,
     progress: Progress = silent,
 ) -> list[StepRow]:
@@ -87,7 +89,7 @@ def measure_steps(
         variants: to measure beside the plain step, which is always there.
         batch_sizes: B, one after the other.
         num_slots: S of the cache, the same for all.
-        num_steps: in one call of the loop.
+        num_steps: in one call of the loop; see `StepTimer`.
         repeats: of every measurement.
         progress: told about each batch size.
 
@@ -123,7 +125,7 @@ def measure_costs(
     *,
     block_sizes: Sequence[int],
     batch_sizes: Sequence[int],
-    slot_counts: Sequence[int] = (256,),
+    slot_counts: Sequence[int] = (STEP_SLOTS,),
     num_steps: int | None = None,
     repeats: int = 5,
     progress: Progress = silent,

@@ -28,7 +28,7 @@ from flexdraft_jax.parallel.axes import logical_axes
 from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.parallel.mesh import replicated, row_sharding, shardings
 from flexdraft_jax.planning.compiling import abstract
-from flexdraft_jax.planning.roofline import DecodeWork, Spread, Work, plain_batch
+from flexdraft_jax.planning.roofline import DecodeWork, MeshParts, StepWork, plain_batch
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DecodeCase:
             self.draft,
             self.block_size,
             self.dtype,
-            Spread(**dict(self.mesh.shape)),
+            MeshParts(**dict(self.mesh.shape)),
             self.num_slots,
         )
 
@@ -177,7 +177,7 @@ def abstract_state(case: DecodeCase, batch_size: int, block_size: int) -> Decode
     return abstract(shapes, shardings(case.mesh, logical_axes(shapes), shapes, case.target))
 
 
-def step_work(case: DecodeCase, step: DecodeStep) -> Work:
+def step_work(case: DecodeCase, step: DecodeStep) -> StepWork:
     """What a step does by the roofline; of flex, the largest."""
     if step.name == "prefill":
         return case.work.prefill(case.prompt_chunk, step.batch_size)

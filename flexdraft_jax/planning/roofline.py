@@ -72,14 +72,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """A step on one chip."""
 
     parts: tuple[Part, ...]
     messages: tuple[Message, ...]
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.parts + other.parts, self.messages + other.messages)
+    def __add__(self, other: StepWork) -> StepWork:
+        return StepWork(self.parts + other.parts, self.messages + other.messages)
 
     @property
     def flops(self) -> float:
@@ -91,7 +91,7 @@ class Work:
         """Bytes from and to memory of all parts."""
         return sum(part.traffic * part.times for part in self.parts)
 
-    def with_messages(self, messages: Sequence[Message]) -> Work:
+    def with_messages(self, messages: Sequence[Message]) -> StepWork:
         """With those that a compiler has made of it."""
         return dataclasses.replace(self, messages=tuple(messages))
 
@@ -105,7 +105,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeshParts:
     """A mesh, as counting needs it.
 
     Attributes:
@@ -141,14 +141,14 @@ class DecodeWork:
     draft: DraftConfig
     block_size: int
     dtype: DTypeLike
-    mesh: Spread
+    mesh: MeshParts
     num_slots: int
 
-    def step(self, variant: Variant, batch_size: int) -> Work:
+    def step(self, variant: Variant, batch_size: int) -> StepWork:
         """One step of a batch of B rows, which must divide among the chips that rows lie on."""
-        return sum(self.by_part(variant, batch_size).values(), Work((), ()))
+        return sum(self.by_part(variant, batch_size).values(), StepWork((), ()))
 
-    def by_part(self, variant: Variant, batch_size: int) -> Mapping[StepPart, Work]:
+    def by_part(self, variant: Variant, batch_size: int) -> Mapping[StepPart, StepWork]:
         """The same step, by its parts: of those that are matrices or read the cache."""
         t, tokens, drafting = self.target, variant.num_drafts + 1, self.draft.num_draft_layers
         work = {
@@ -166,7 +166,7 @@ class DecodeWork:
             work[StepPart.CALIBRATION] = self._calibration(batch_size)
         return work
 
-    def prefill(self, num_tokens: int, batch_size: int) -> Work:
+    def prefill(self, num_tokens: int, batch_size: int) -> StepWork:
         """Reading P tokens of each prompt, and the first draft."""
         read = self._layers(num_tokens, self.target.num_layers, batch_size)
         masks = self._layers(self.block_size, self.draft.num_draft_layers, batch_size)
@@ -202,7 +202,7 @@ class DecodeWork:
         heads = t.num_kv_heads if t.num_kv_heads % tensor else t.num_kv_heads // tensor
         return 2 * heads * t.head_dim
 
-    def _layers(self, tokens: int, count: int, batch_size: int) -> Work:
+    def _layers(self, tokens: int, count: int, batch_size: int) -> StepWork:
         """Whole layers: the target's own, or with the draft's attention, which is as large."""
         t, rows = self.target, self._rows(batch_size)
         matrices = self._layer(tokens, batch_size)
@@ -210,9 +210,9 @@ class DecodeWork:
         weights = self._gathered(t.layer_weights, count)
         sums = self._sums(rows * tokens, 2 * count)
         parts = (dataclasses.replace(part, times=count) for part in (matrices, attention))
-        return Work(tuple(parts), weights + sums)
+        return StepWork(tuple(parts), weights + sums)
 
-    def _riding(self, groups: int, batch_size: int) -> tuple[Work, Work]:
+    def _riding(self, groups: int, batch_size: int) -> tuple[StepWork, StepWork]:
         """Mask groups beside the candidates: on their own, and in the MLPs that both share."""
         t, rows, count = self.target, self._rows(batch_size), self.draft.num_draft_layers
         masks = groups * self.block_size
@@ -226,18 +226,18 @@ class DecodeWork:
         weights = self._gathered(t.attention_weights, count)
         # Behind the MLP they are summed up together with the candidates: more bytes, no more sums.
         sums = self._sums(2 * rows * masks, count)
-        return Work(tuple(parts), weights + sums), Work((mlp,), ())
+        return StepWork(tuple(parts), weights + sums), StepWork((mlp,), ())
 
-    def _head(self, tokens: int, batch_size: int) -> Work:
+    def _head(self, tokens: int, batch_size: int) -> StepWork:
         weights = self.target.vocab_size * self.target.hidden_size
         part = self._matrix(weights, self._rows(batch_size) * tokens)
-        return Work((part,), self._gathered(weights, 1))
+        return StepWork((part,), self._gathered(weights, 1))
 
-    def _calibration(self, batch_size: int) -> Work:
+    def _calibration(self, batch_size: int) -> StepWork:
         t = self.target
         weights = self.draft.calibration_weights(t)
         part = self._matrix(weights, self._rows(batch_size) * (self.block_size - 1))
-        return Work((part,), self._gathered(weights, 1))
+        return StepWork((part,), self._gathered(weights, 1))
 
     def _matrix(self, weights: float, tokens: int) -> Part:
         """Of as many entries, whole, read once and multiplied with the tokens of a chip."""
@@ -292,6 +292,6 @@ def crossover(work: DecodeWork, chip: Device, largest: int = 1024) -> int | None
     return found
 
 
-def plain_batch(batch_size: int, mesh: Spread) -> int:
+def plain_batch(batch_size: int, mesh: MeshParts) -> int:
     """Rows of the plain decoding that a batch is held against; see `PLAIN_ROWS`."""
     return max(batch_size, PLAIN_ROWS * mesh.rows)

@@ -26,7 +26,7 @@ from flexdraft_jax.models.scopes import StepPart
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.planning.hlo import Instruction, Program, read_program
-from flexdraft_jax.planning.roofline import DecodeWork, Spread, Work
+from flexdraft_jax.planning.roofline import DecodeWork, MeshParts, StepWork
 
 _CONTAINERS = ("while", "conditional", "call")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -92,7 +92,7 @@ class StepTrace:
     untraced: float
     seconds: float
     operations: tuple[Operation, ...]
-    work: Mapping[StepPart, Work]
+    work: Mapping[StepPart, StepWork]
 
     def of(self, part: StepPart | None) -> float:
         """Seconds of a part; None is what belongs to no part."""
@@ -134,7 +134,7 @@ def trace_step(
     text = timer.program_text()
     seconds, operations = summarise(read_program(text), read_events(directory, _module(text)))
     count = DecodeWork(
-        target.config, draft.config, step.block_size, target.dtype, Spread(), num_slots
+        target.config, draft.config, step.block_size, target.dtype, MeshParts(), num_slots
     )
     return StepTrace(untraced, seconds, operations, count.by_part(step.compiled, batch_size))
 
@@ -316,7 +316,7 @@ def parts_table(trace: StepTrace, peaks: Device, title: str) -> Table:
         title: of the table.
     """
 
-    def row(name: str, seconds: float, work: Work | None = None) -> tuple[str, ...]:
+    def row(name: str, seconds: float, work: StepWork | None = None) -> tuple[str, ...]:
         rates = ["-"] * 4
         if work is not None and seconds:
             flops, traffic = work.flops / seconds, work.traffic / seconds
@@ -331,7 +331,7 @@ def parts_table(trace: StepTrace, peaks: Device, title: str) -> Table:
     ]
     other = trace.of(None)
     between = trace.seconds - sum(operation.seconds for operation in trace.operations)
-    whole = sum(trace.work.values(), Work((), ()))
+    whole = sum(trace.work.values(), StepWork((), ()))
     return Table(
         title=title,
         columns=("part", "ms", "share", "GFLOP/s", "of peak", "GB/s", "of bandwidth"),

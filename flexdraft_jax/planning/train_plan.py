@@ -16,7 +16,7 @@ from flexdraft_jax.models.draft import check_num_draft_layers, draft_shapes, dra
 from flexdraft_jax.models.target import target_shapes, target_shardings
 from flexdraft_jax.parallel.mesh import row_sharding
 from flexdraft_jax.planning.compiling import abstract
-from flexdraft_jax.planning.roofline import Part, Work
+from flexdraft_jax.planning.roofline import Part, StepWork
 from flexdraft_jax.training.config import MeshConfig, TrainDraftConfig
 from flexdraft_jax.training.distributed import state_places
 from flexdraft_jax.training.draft_step import draft_step
@@ -79,7 +79,7 @@ def lower_train_step(case: TrainCase) -> tuple[Lowered, dict[str, Any]]:
     return step.lower(state, frozen, rows), parts
 
 
-def train_work(case: TrainCase) -> Work:
+def train_work(case: TrainCase) -> StepWork:
     """What a chip does in a step, but for messages.
 
     Arithmetic is that of `training/flops.py`. Traffic: every matrix for each part of the batch and
@@ -107,4 +107,4 @@ def train_work(case: TrainCase) -> Work:
     trained = drafting * target.attention_weights + calibration
     # Parameters and two means are read and written, gradients are added up.
     updates = 4 * 8 * trained / (case.mesh.shape["fsdp"] * tensor)
-    return Work((Part(flops / case.mesh.size, item * read / tensor + updates),), ())
+    return StepWork((Part(flops / case.mesh.size, item * read / tensor + updates),), ())

@@ -25,8 +25,6 @@ SETTINGS = BenchmarkSettings(
     block_sizes=(4,),
     num_prompts=2,
     max_new_tokens=24,
-    num_slots=32,
-    num_steps=4,
     repeats=1,
 )
 
@@ -45,7 +43,8 @@ def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["model"].startswith("tiny, ")
     drafting = [row for row in report.decoding if row.tau is not None and row.method != "ar"]
     num_rows = len(report.decoding)
-    assert [len(table.rows) for table in report.tables()] == [2, num_rows, len(drafting), num_rows]
+    num_lines = [2, 2, num_rows, len(drafting), num_rows]
+    assert [len(table.rows) for table in report.tables()] == num_lines
     assert all(len(row.details.accuracy) == 3 for row in drafting)
     assert all(row.details.first_token.low > 0 for row in report.decoding)
     assert all(row.details.peak_bytes > 0 for row in report.decoding)
@@ -53,7 +52,8 @@ def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
         (row.compile_seconds is None) == ("hugging" in row.method) for row in report.decoding
     )
     assert all(len(row) == len(t.columns) for t in report.tables() for row in t.rows)
-    assert "step costs of flex estimated" in report.tables()[1].note
+    assert "step costs of flex estimated" in report.tables()[2].note
+    assert report.environment["processor"]
 
 
 def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
@@ -64,7 +64,7 @@ def test_random_weights_need_no_trained_model(models, monkeypatch) -> None:
     peers = [(1, "huggingface"), (1, "huggingface, prompt lookup"), (2, "huggingface")]
     assert set(methods) == {(1, "ar"), (2, "ar"), *peers[: 3 * has_torch()]}
     assert all(row.block_size == 1 for row in report.decoding)
-    assert ("prompt lookup of 10 tokens" in report.tables()[1].note) == has_torch()
+    assert ("prompt lookup of 10 tokens" in report.tables()[-2].note) == has_torch()
     json.dumps(report.to_json(), allow_nan=False)
 
 
@@ -73,15 +73,16 @@ def test_forced_acceptance_times_the_schedules_of_a_random_target(
 ) -> None:
     monkeypatch.setitem(random_targets.RANDOM_TARGETS, "1m", models.target.config)
     monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
-    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
-    settings = dataclasses.replace(SETTINGS, batch_sizes=(1, 2), forced_acceptance=1.0)
+    settings = dataclasses.replace(
+        SETTINGS, batch_sizes=(1, 2), forced_acceptance=1.0, peers="none"
+    )
     report = benchmark_random("1m", settings)
     rows = [(r.batch_size, r.method, r.num_prompts) for r in report.decoding]
     assert rows == [(b, m, b) for b in (1, 2) for m in ("ar", "sequential", "flex")]
     assert report.decoding[1].tau == 4.0  # n, with every draft accepted.
     details = report.decoding[1].details
     assert details.acceptance == details.accuracy == (1.0, 1.0, 1.0)
-    table = report.tables()[1]
+    table = report.tables()[2]
     assert "equal to plain" not in table.columns
     assert table.note.startswith("Each draft accepted by force, probability 1. 1-2 prompts,")
     for plot in (plot_throughput, plot_acceptance, plot_tau):
@@ -97,14 +98,16 @@ def test_forced_acceptance_times_the_schedules_of_a_random_target(
 def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatch) -> None:
     monkeypatch.setitem(random_targets.RANDOM_TARGETS, "1m", models.target.config)
     monkeypatch.setattr(random_targets, "_DRAFT_LAYERS", 1)
-    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
     measured = []
 
-    def drafting_is_dear(*_: Any, block_sizes: Any, batch_sizes: Any, **__: Any) -> list[StepCosts]:
-        measured.append((*block_sizes, *batch_sizes))
-        n, size = measured[-1]
+    def drafting_is_dear(
+        *_: Any, block_sizes: Any, batch_sizes: Any, slot_counts: Any, **__: Any
+    ) -> list[StepCosts]:
+        measured.append((*block_sizes, *batch_sizes, slot_counts))
+        n, size, slots = measured[-1]
         dear = dict.fromkeys(flex_buckets(n), 1e6)
-        return [StepCosts(n, size, 256, verify={0: 1.0, **dear}, draft=1e6, parallel=dear)]
+        verify = {0: 1.0, **dear}
+        return [StepCosts(n, size, s, verify=verify, draft=1e6, parallel=dear) for s in slots]
 
     monkeypatch.setattr(benchmark, "measure_costs", drafting_is_dear)
     settings = dataclasses.replace(
@@ -114,34 +117,48 @@ def test_flex_chooses_by_costs_that_were_measured_just_before(models, monkeypatc
         forced_acceptance=1.0,
         measure_costs=True,
         batch_sizes=(1, 2),
+        max_new_tokens=96,
+        peers="none",
     )
     report = benchmark_random("1m", settings)
-    assert measured == [(4, 1), (4, 2)]
+    # A prompt of 32 tokens begins with 64 more, and ends with 96.
+    assert measured == [(4, 1, [128, 256]), (4, 2, [128, 256])]
+    (costs,) = report.flex_costs.values()
+    assert [(c.batch_size, c.num_slots) for c in costs] == [(1, 128), (1, 256), (2, 128), (2, 256)]
+    written = json.loads(json.dumps(report.to_json()))["flex_costs"]
+    assert written["random tokens"][0]["draft"] == 1e6
+    table = report.tables()[-1]
+    assert table.title.startswith("What flex chose by, random tokens: ") and len(table.rows) == 4
     assert [row.tau for row in report.decoding if row.method == "flex"] == [1.0, 1.0]
-    assert "step costs of flex measured in this run" in report.tables()[0].note
+    assert "step costs of flex measured in this run" in report.tables()[1].note
 
 
 def test_random_tokens_are_equal_too_and_tasks_that_are_missing_are_named(
     models, monkeypatch, tmp_path
 ) -> None:
-    monkeypatch.setattr(benchmark, "hugging_face", lambda *_: None)
-    (tmp_path / "mbpp.jsonl").write_text('{"prompt": "Add two numbers."}\n' * 2)
+    lengths = (2000, 9, 400)  # The first does not fit; the others need caches of two sizes.
+    lines = [json.dumps({"prompt": "+" * length}) + "\n" for length in lengths]
+    (tmp_path / "mbpp.jsonl").write_text("".join(lines))
+    (tmp_path / "humaneval.jsonl").write_text("".join(lines[:2]))
     settings = dataclasses.replace(
         SETTINGS,
         parts=("decoding",),
         schedules=("sequential",),
         temperatures=(1.0,),
-        tasks=("mbpp", "gsm8k"),
+        tasks=("mbpp", "gsm8k", "humaneval"),
         tasks_dir=str(tmp_path),
+        peers="none",
     )
     report = benchmark_models(models, settings)
     assert [(r.domain, r.temperature, r.num_equal) for r in report.decoding] == [
         ("mbpp", 1.0, 2)
     ] * 2
-    assert list(report.skipped) == ["gsm8k"] and not report.steps
-    note = report.tables()[0].note
+    assert list(report.skipped) == ["gsm8k", "humaneval"] and not report.steps
+    note = report.tables()[1].note
     assert "Skipped: gsm8k, no files of gsm8k" in note
-    assert "huggingface skipped (PyTorch is not installed)" in note
+    assert "humaneval, num_prompts=2 must be at most 1: of its 2 prompts" in note
+    assert "Prompts taken: 2 of 3 (mbpp)." in note
+    assert "huggingface skipped (peers=none)" in note
     assert "temperature" in report.tables()[0].columns
 
 
@@ -173,8 +190,10 @@ def test_an_assistant_that_would_do_nothing_is_refused(models, monkeypatch) -> N
     with pytest.raises(ValueError, match="assistant='a': .* decoding must be among parts=steps"):
         benchmark_models(models, steps, assistant="a")
     monkeypatch.setattr(peer_methods, "has_torch", lambda: False)
-    with pytest.raises(ValueError, match="assistant='a': assisted generation needs PyTorch"):
+    with pytest.raises(ValueError, match="assistant='a': there is no assisted generation"):
         benchmark_models(models, SETTINGS, assistant="a")
+    with pytest.raises(ValueError, match="peers=huggingface: needs decoding among parts=steps"):
+        dataclasses.replace(steps, peers="huggingface")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +222,7 @@ def test_settings_of_random_targets_are_refused_for_others(
         ("parts", ("step",), "parts: 'step' must be one of steps, decoding"),
         ("tasks", ("gsm",), "tasks: 'gsm' must be one of word_problems, code, gsm8k, math500"),
         ("temperatures", (0.0, -1.0), "temperatures=.*: must be at least 0 each"),
+        ("peers", "torch", "peers='torch': must be one of auto, none, huggingface"),
         ("schedules", ("ar",), "schedules: 'ar' must be parallel, sequential or flex"),
     ],
 )

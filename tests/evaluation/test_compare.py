@@ -8,19 +8,28 @@ import pytest
 
 from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
 from flexdraft_jax.evaluation.compare import compare_reports, read_report
+from flexdraft_jax.evaluation.decode_details import DecodeDetails
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
 from flexdraft_jax.evaluation.step_costs import StepRow
 from flexdraft_jax.evaluation.timing import Spread
 
 
-def row(method: str, low: float, high: float, tau: float | None = 3.0, equal: int = 4) -> DecodeRow:
+def row(
+    method: str,
+    low: float,
+    high: float,
+    tau: float | None = 3.0,
+    equal: int = 4,
+    first_token: Spread | None = None,
+) -> DecodeRow:
     speed = Spread((low + high) / 2, low, high)
-    return DecodeRow("code", 1, method, 8, speed, Spread(1, 1, 1), tau, equal, 4)
+    details = first_token and DecodeDetails((), (), first_token, None)
+    return DecodeRow("code", 1, method, 8, speed, Spread(1, 1, 1), tau, equal, 4, details=details)
 
 
 def report(*rows: DecodeRow, step: float = 2.0, **changed) -> dict:
     steps = [StepRow(1, "sequential", 8, Spread(step, step - 0.1, step + 0.1), Spread(2, 2, 2))]
-    environment = {"jax": "0.10", "device": "cpu", "load_average": 0.1}
+    environment = {"jax": "0.10", "device": "cpu", "processor": "Xeon", "load_average": 0.1}
     whole = BenchmarkReport("tiny", environment, BenchmarkSettings(), steps, list(rows))
     return json.loads(json.dumps(dataclasses.replace(whole, **changed).to_json()))
 
@@ -44,6 +53,26 @@ def test_a_change_counts_beyond_the_spread(after: DecodeRow, verdict: str) -> No
     assert [change.verdict for change in found.changes] == [verdict, ""]
     assert bool(found.regressions) == verdict.startswith("REGRESSION")
     assert [table.rows[0][-1] for table in found.tables()] == [verdict, ""]
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        (Spread(11, 10.5, 12), ""),  # no more than drift
+        (Spread(14, 13.3, 15), "REGRESSION: first token later"),
+        (Spread(6, 5, 7), "first token sooner"),
+        (None, ""),
+    ],
+)
+def test_the_first_token_is_looked_at_like_speed(after: Spread | None, verdict: str) -> None:
+    before = row("ar", 9, 11, first_token=Spread(10, 9, 12))
+    found = compare_reports(report(before), report(row("ar", 9, 11, first_token=after)))
+    change = found.changes[0]
+    assert change.verdict == verdict
+    assert bool(found.regressions) == verdict.startswith("REGRESSION")
+    if found.regressions:
+        assert str(change).endswith(f"n = 8: {verdict} (+0 %, first token +40 %)")
+        assert "10.0 to 14.0" in found.tables()[0].rows[0]
 
 
 def test_flex_may_trade_tau_for_speed() -> None:
@@ -82,7 +111,11 @@ def test_forced_tokens_are_equal_to_nothing() -> None:
 
 def test_reports_that_do_not_match_are_refused() -> None:
     first = report(row("ar", 9, 11))
-    for part, field, value in (("environment", "device", "TPU"), ("settings", "num_prompts", 2)):
+    for part, field, value in (
+        ("environment", "device", "TPU"),
+        ("environment", "processor", "EPYC"),
+        ("settings", "num_prompts", 2),
+    ):
         other = copy.deepcopy(first)
         other[part][field] = value
         with pytest.raises(ValueError, match=f"don't match: {part}.{field} is "):

@@ -9,7 +9,7 @@ import flexdraft_jax as fd
 from flexdraft_jax.data.chat import encode_turn
 from flexdraft_jax.data.held_out import HeldOutPrompt, default_prompts
 from flexdraft_jax.evaluation.measure import (
-    Answer,
+    PromptAnswer,
     answer_prompts,
     domain_report,
     evaluate_prompts,
@@ -21,8 +21,8 @@ BUDGET = 24
 PROMPTS = default_prompts("word_problems")[:3]
 
 
-def answer(text: str = "", tokens=(1, 2), steps=(1,)) -> Answer:
-    return Answer(list(tokens), text, list(steps), "stop")
+def answer(text: str = "", tokens=(1, 2), steps=(1,)) -> PromptAnswer:
+    return PromptAnswer(list(tokens), text, list(steps), "stop")
 
 
 def report_of(prompts, answers, plain=None, references=((1,),)):

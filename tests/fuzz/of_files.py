@@ -35,6 +35,7 @@ from flexdraft_jax.decoding.costs import (
 )
 from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
 from flexdraft_jax.evaluation.compare import compare_reports, read_report
+from flexdraft_jax.evaluation.decode_details import DecodeDetails
 from flexdraft_jax.evaluation.decode_speed import DecodeRow
 from flexdraft_jax.evaluation.step_costs import StepRow
 from flexdraft_jax.evaluation.timing import Spread
@@ -94,8 +95,11 @@ def _plans(rng: random.Random, folder: Path) -> Trial:
 
 
 def _report() -> dict[str, Any]:
+    details = DecodeDetails((), (), Spread(2, 1, 3), None)
     rows = [
-        DecodeRow("code", 1, method, 8, Spread(9, 8, 10), Spread(1, 1, 1), 3.0, 4, 4)
+        DecodeRow(
+            "code", 1, method, 8, Spread(9, 8, 10), Spread(1, 1, 1), 3.0, 4, 4, details=details
+        )
         for method in ("ar", "sequential")
     ]
     steps = [StepRow(1, "sequential", 8, Spread(2, 1, 3), Spread(2, 2, 2))]

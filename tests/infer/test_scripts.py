@@ -100,7 +100,7 @@ def test_benchmark_writes_json_and_markdown(run_script, tmp_path, capsys) -> Non
     )
     report = json.loads((tmp_path / "bench.json").read_text())
     assert {row["method"] for row in report["decoding"]} >= {"ar", "sequential"}
-    assert (tmp_path / "bench.md").read_text().count("| --- |") == 4
+    assert (tmp_path / "bench.md").read_text().count("| --- |") == 5
     assert "speed-up" in capsys.readouterr().out
 
 

@@ -10,9 +10,9 @@ from flexdraft_jax.models.scopes import StepPart
 from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.planning.roofline import (
     DecodeWork,
+    MeshParts,
     Message,
     Part,
-    Spread,
     crossover,
     plain_batch,
 )
@@ -23,10 +23,10 @@ _CHIP = Device(flops=1e12, bandwidth=1e10, interconnect=1e10)
 _LAYER = 64 * 16 * (8 + 8 + 4 + 4) + 3 * 64 * 128
 
 
-_ONE = Spread()
+_ONE = MeshParts()
 
 
-def work(mesh: Spread = _ONE) -> DecodeWork:
+def work(mesh: MeshParts = _ONE) -> DecodeWork:
     return DecodeWork(_TARGET, _DRAFT, 4, "bfloat16", mesh, num_slots=100)
 
 
@@ -42,9 +42,9 @@ def test_a_plain_step() -> None:
 
 def test_tensor_parallel_parts() -> None:
     whole = work().step(Variant("sequential", 3), 4)
-    step = work(Spread(data=2, tensor=4)).step(Variant("sequential", 3), 8)
+    step = work(MeshParts(data=2, tensor=4)).step(Variant("sequential", 3), 8)
     # Two rows for each row's four: half the rows a chip has, and a quarter of each.
-    assert work(Spread(tensor=4)).step(Variant("sequential", 3), 4).flops == whole.flops / 4
+    assert work(MeshParts(tensor=4)).step(Variant("sequential", 3), 4).flops == whole.flops / 4
     assert step.flops == whole.flops / 4
     # Two sums a layer: of 4 rows times 4 tokens, in the target's layers and again in the draft's.
     assert step.messages == tuple(
@@ -54,7 +54,7 @@ def test_tensor_parallel_parts() -> None:
 
 def test_key_value_heads_that_do_not_divide_are_read_whole_by_every_chip() -> None:
     def cache(tensor: int) -> float:
-        parts = work(Spread(tensor=tensor)).step(Variant("ar", 0), 1).parts
+        parts = work(MeshParts(tensor=tensor)).step(Variant("ar", 0), 1).parts
         return parts[1].traffic  # Of the attention of a layer.
 
     assert cache(4) == cache(1) / 4
@@ -136,13 +136,13 @@ def test_of_experts_those_of_a_steps_tokens_are_read() -> None:
 
 
 def test_a_part_takes_its_arithmetic_or_its_traffic_and_messages_come_on_top() -> None:
-    step = work(Spread(tensor=2)).step(Variant("ar", 0), 1)
+    step = work(MeshParts(tensor=2)).step(Variant("ar", 0), 1)
     seconds = sum(p.times * max(p.flops / 1e12, p.traffic / 1e10) for p in step.parts)
     seconds += sum(m.times * max(2e-6, m.sent / 1e10) for m in step.messages)
     assert step.milliseconds(_CHIP) == pytest.approx(1e3 * seconds)
 
 
 def test_plain_decoding_is_not_too_easily_beaten() -> None:
-    assert plain_batch(1, Spread(tensor=8)) == 8
-    assert plain_batch(2, Spread(data=2, tensor=4)) == 16
-    assert plain_batch(64, Spread(data=2, tensor=4)) == 64
+    assert plain_batch(1, MeshParts(tensor=8)) == 8
+    assert plain_batch(2, MeshParts(data=2, tensor=4)) == 16
+    assert plain_batch(64, MeshParts(data=2, tensor=4)) == 64

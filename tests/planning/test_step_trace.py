@@ -5,7 +5,7 @@ import pytest
 from flexdraft_jax.models.scopes import StepPart
 from flexdraft_jax.parallel.devices import Device
 from flexdraft_jax.planning.hlo import read_program
-from flexdraft_jax.planning.roofline import Part, Work
+from flexdraft_jax.planning.roofline import Part, StepWork
 from flexdraft_jax.planning.step_trace import (
     Event,
     Operation,
@@ -98,7 +98,7 @@ def test_tables_say_shares_and_how_well_the_device_is_used() -> None:
         Operation(Place(StepPart.MASKS, "select"), 8, 0.003),
         Operation(Place(None, "copy"), 1, 0.001),
     )
-    work = {StepPart.DRAFT_LAYERS: Work((Part(flops=2e9, traffic=1e8),), ())}
+    work = {StepPart.DRAFT_LAYERS: StepWork((Part(flops=2e9, traffic=1e8),), ())}
     trace = StepTrace(0.009, 0.010, operations, work)
     table = parts_table(trace, Device(flops=1e12, bandwidth=1e11), "A step")
     assert list(table.rows) == [
