@@ -114,7 +114,7 @@ SMALL = TargetConfig(
     qk_norm=True,
 )
 SMALL_DRAFT = DraftConfig(num_draft_layers=1, block_size=8, calibration_rank=128)
-BATCH, SLOTS = 8, 1024
+BATCH, SLOTS = 8, 4096  # So many that what is left is small beside them: it is of the layers.
 CACHE_BYTES = 2 * SMALL.num_layers * BATCH * SMALL.num_kv_heads * SLOTS * SMALL.head_dim * 2
 
 
@@ -153,10 +153,10 @@ def test_the_decoding_loop_keeps_its_cache_in_place(devices):
     )
     loop = run.lower(program, *on_device).compile()
     assert loop.memory_analysis().alias_size_in_bytes >= CACHE_BYTES
-    assert loop.memory_analysis().temp_size_in_bytes < CACHE_BYTES / 2
+    assert loop.memory_analysis().temp_size_in_bytes < CACHE_BYTES / 6
     text = loop.as_text()
     assert 'custom_call_target="tpu_custom_call"' in text
-    assert not re.search(r"= bf16\[8,4,1024,128\]\S* copy\(", text)
+    assert not re.search(r"= bf16\[8,4,4096,128\]\S* copy\(", text)
 
 
 @pytest.mark.parametrize("num_rows", [None, 1, 4])
