@@ -53,11 +53,7 @@ _SECTIONS: tuple[tuple[str, str, type], ...] = (
         "Flags of `infer/decode_file.py`; a line may set the first six for itself.",
         LineSettings,
     ),
-    (
-        "The benchmark",
-        "Flags of `infer/benchmark.py`, but for `num_slots` and `num_steps`.",
-        BenchmarkSettings,
-    ),
+    ("The benchmark", "Flags of `infer/benchmark.py`.", BenchmarkSettings),
     ("The demo", "Flags of `infer/demo.py`, but for `batch_size`.", DemoSettings),
     ("A request", "What `DecodeEngine` takes, as `fd.Request`.", Request),
     ("An answer", "What `DecodeEngine.run` yields, as `fd.Answer`.", Answer),

@@ -168,6 +168,11 @@ def main(argv: Sequence[str]) -> None:
         check_outputs(_JSON.value, _MARKDOWN.value, *(flag.value for flag, _ in plots))
         for flag, _ in plots:
             check_plot(flag.value)
+            drafts = _FORCED_ACCEPTANCE.value is not None or not _RANDOM_TARGET.value
+            if flag.value and not drafts and flag is not _PLOT:
+                raise ValueError(
+                    f"--{flag.name}: a random target drafts with --forced_acceptance alone"
+                )
             if flag.value and "decoding" not in _PARTS.value:
                 raise ValueError(f"--{flag.name}: needs decoding among --parts")
         settings = BenchmarkSettings(

@@ -176,7 +176,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"line too long: more than {MAX_LINE_BYTES} bytes")
     try:
-        fields = json.loads(line.decode())
+        fields = json.loads(line.decode().rstrip("\r\n"))  # Errors count lines.
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:

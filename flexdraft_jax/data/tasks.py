@@ -4,7 +4,6 @@ Nothing is downloaded. The formats are those that papers on speculative decoding
 the user, with thinking switched off in the chat template.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.data.chat import Message, encode_prompt
+from flexdraft_jax.data.conversations import parse_object, read_lines
 
 _STEP_BY_STEP = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -144,8 +144,13 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_jsonl(path: Path) -> list[Any]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.strip()]
+    records = []
+    for number, line in read_lines(path):
+        try:
+            records.append(parse_object(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return records
 
 
 def _read_parquet(path: Path) -> list[Any]:
@@ -205,4 +210,6 @@ def _prompt(task: Task, where: str, record: Any) -> str:
             f"{where}: must have text in {' or '.join(map(repr, task.fields))}, has the fields "
             f"{list(fields)}"
         )
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{where}: is not valid Unicode: was it UTF-8? {text[:80]!a}")
     return task.before + text + task.after

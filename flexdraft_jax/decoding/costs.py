@@ -288,6 +288,8 @@ class CostModel:
 _CORE = Device(flops=120e9, bandwidth=15e9)
 _UNKNOWN = "NVIDIA A100"
 _LAYER_SECONDS = {"cpu": 20e-6, "gpu": 50e-6, "tpu": 5e-6}
+# A CPU reads weights in long rows, and the cache in many short ones.
+_CACHE_SLOWNESS = {"cpu": 2.0}
 # Of one random number, for one token of the vocabulary.
 _NOISE_SECONDS = {"cpu": 12e-9, "gpu": 1e-12, "tpu": 10e-12}
 
@@ -317,13 +319,14 @@ def estimate_costs(
     device = jax.devices()[0]
     speed = _speed(device, dtype)
     overhead = _LAYER_SECONDS.get(device.platform, 0.0)
+    slowness = _CACHE_SLOWNESS.get(device.platform, 1.0)
     noise = _NOISE_SECONDS.get(device.platform, _NOISE_SECONDS["gpu"])
     item = jnp.dtype(dtype).itemsize
 
     def milliseconds(read: int, multiplied: int, tokens: int, attending: int) -> float:
         """Of `tokens` a row through matrices, and through the caches of `attending` layers."""
         cached = 2 * attending * num_slots * t.head_dim
-        traffic = item * (read + batch_size * cached * t.num_kv_heads)
+        traffic = item * (read + slowness * batch_size * cached * t.num_kv_heads)
         work = 2 * batch_size * tokens * (multiplied + cached * t.num_heads)
         return 1e3 * (traffic / speed.bandwidth + work / speed.flops)
 

@@ -1,6 +1,7 @@
 """What the benchmark is asked for, and what it tells."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,10 +73,18 @@ class BenchmarkSettings:
                 if name not in known:
                     raise ValueError(f"{field}: {name!r} must be one of {', '.join(known)}")
         for field, smallest in (("batch_sizes", 1), ("block_sizes", 2), ("temperatures", 0)):
-            if min(getattr(self, field)) < smallest:
+            if not all(smallest <= value < math.inf for value in getattr(self, field)):
                 raise ValueError(
-                    f"{field}={getattr(self, field)}: must be at least {smallest} each"
+                    f"{field}={getattr(self, field)}: must be at least {smallest} each, and finite"
                 )
+        for field in ("batch_sizes", "block_sizes", "temperatures", "tasks", "schedules"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field}={values}: must name each once")
+        if not 0 <= self.confidence_threshold <= 1:
+            raise ValueError(
+                f"confidence_threshold={self.confidence_threshold}: must be from 0 to 1"
+            )
         if self.measure_costs and ("flex" not in self.schedules or "decoding" not in self.parts):
             raise ValueError(
                 "measure_costs=True: needs flex among schedules, and decoding among parts"

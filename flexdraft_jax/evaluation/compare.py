@@ -194,9 +194,9 @@ def compare_reports(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comp
     _check_same("model", before["model"], after["model"])
     for part, names in (("environment", _SAME_ENVIRONMENT), ("settings", _SAME_SETTINGS)):
         for name in names:
-            # An older report may not know of a field.
-            if name in before[part] and name in after[part]:
-                _check_same(f"{part}.{name}", before[part][name], after[part][name])
+            # An older report may not know of a field; of a mesh a report speaks where there is one.
+            if name == "mesh" or (name in before[part] and name in after[part]):
+                _check_same(f"{part}.{name}", before[part].get(name), after[part].get(name))
     digests = [dict(report.get("prompt_digests", {})) for report in (before, after)]
     for domain in digests[0].keys() & digests[1].keys():
         _check_same(f"prompt_digests.{domain}", digests[0][domain], digests[1][domain])
@@ -260,10 +260,16 @@ def _rows(report: Mapping[str, Any]) -> dict[_Key, dict[str, Any]]:
             # A row that parts at a near-tie is as good as equal.
             equal = row["num_equal"] + (row.get("num_split_at_ties") or 0)
             share = equal / row["num_prompts"]
+            if not 0 <= share <= 1:
+                raise ValueError(f"num_equal={row['num_equal']} of {row['num_prompts']}")
         tau = None if row["tau"] is None else float(row["tau"])
+        if tau is not None and not 0 <= tau < math.inf:
+            raise ValueError(f"tau={tau}")
         details = row.get("details")
         first = details and details["first_token"]
         first = None if first is None else _spread(first)
+        if key in rows:
+            raise ValueError(f"twice in it: {key}")
         rows[key] = {"measured": measured, "tau": tau, "equal": share, "first_token": first}
     for row in report["steps"]:
         key = ("", str(row["schedule"]), row["batch_size"], row["block_size"], 0.0)
@@ -281,6 +287,8 @@ def _spread(fields: Mapping[str, Any]) -> Spread:
 def _change(key: _Key, old: Mapping[str, Any], new: Mapping[str, Any], forced: bool) -> Change:
     def pair(name: str) -> tuple[Any, Any] | None:
         both = old.get(name), new.get(name)
+        if name != "first_token" and (both[0] is None) != (both[1] is None):
+            raise ValueError(f"the reports don't match: {key} has {name} in one of them alone")
         return None if None in both else both
 
     return Change(

@@ -133,12 +133,14 @@ def test_a_task_that_is_not_there_says_where_it_was_looked_for(caches) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"math500.jsonl: is broken"),
+        ("{", r"math500.jsonl: is broken \(line 1: not JSON"),
+        ('{"problem": "a"}\r\n\r\n{', r"broken \(line 3: not JSON: .* line 1 column 2"),
+        ('{"problem": "\\ud800"}', r"math500.jsonl, record 1: is not valid Unicode"),
         ("\xff", r"math500.jsonl: is broken"),
         ('{"problem": "a"}\n\n{"question": "b"}', r"record 2: must have text in 'problem', has"),
         ('{"problem": ""}', "record 1: must have text in 'problem'"),
         ('{"problem": 3}', "record 1: must have text"),
-        ("[]", "record 1: must have text"),
+        ("[]", "line 1: not an object"),
     ],
 )
 def test_broken_files_are_named(text: str, message: str, tmp_path) -> None:

@@ -45,7 +45,6 @@ def report(*rows: DecodeRow, step: float = 2.0, **changed) -> dict:
         (row("sequential", 90, 110, tau=2.98), ""),
         (row("sequential", 122, 130, tau=2.9), "REGRESSION: faster, lower tau"),
         (row("sequential", 90, 110, equal=3), "REGRESSION: fewer equal"),
-        (row("sequential", 90, 110, tau=None), ""),
     ],
 )
 def test_a_change_counts_beyond_the_spread(after: DecodeRow, verdict: str) -> None:
@@ -109,11 +108,15 @@ def test_forced_tokens_are_equal_to_nothing() -> None:
     assert not compare_reports(*reports).regressions
 
 
+_ROW = report(row("ar", 9, 11))["decoding"][0]
+
+
 def test_reports_that_do_not_match_are_refused() -> None:
     first = report(row("ar", 9, 11))
     for part, field, value in (
         ("environment", "device", "TPU"),
         ("environment", "processor", "EPYC"),
+        ("environment", "mesh", "tensor=2"),
         ("settings", "num_prompts", 2),
     ):
         other = copy.deepcopy(first)
@@ -126,11 +129,10 @@ def test_reports_that_do_not_match_are_refused() -> None:
     compare_reports(prompts[0], first)  # An older report does not know.
     with pytest.raises(ValueError, match="don't match: model is 'tiny' and 'large'"):
         compare_reports(first, first | {"model": "large"})
+    with pytest.raises(ValueError, match="has tau in one of them alone"):
+        compare_reports(first, first | {"decoding": [_ROW | {"tau": None}]})
     with pytest.raises(ValueError, match="no method, batch size and domain is in both"):
         compare_reports(first, first | {"decoding": [], "steps": []})
-
-
-_ROW = report(row("ar", 9, 11))["decoding"][0]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,9 @@ _ROW = report(row("ar", 9, 11))["decoding"][0]
         *("", "{", "[]", "3", "{}", "[" * 100_000, '{"model": 1}', "\ud800"),
         {"decoding": [{"method": "ar"}]},
         {"decoding": [_ROW | {"tau": "high"}]},
+        {"decoding": [_ROW | {"tau": float("nan")}]},
+        {"decoding": [_ROW | {"num_equal": 400}]},
+        {"decoding": [_ROW, _ROW]},
         {"decoding": [_ROW | {"num_prompts": 0}]},
         {"decoding": [_ROW | {"batch_size": []}]},
         {"decoding": [_ROW | {"tokens_per_second": {"median": 0, "low": 0, "high": 0}}]},

@@ -307,7 +307,7 @@ def _task(rng: random.Random, folder: Path) -> Trial:
 
     def run() -> None:
         prompts = load_task(name, folder)
-        assert all(isinstance(prompt, str) and prompt.strip() for prompt in prompts)
+        assert all(prompt.strip() and prompt.encode() for prompt in prompts)
 
     return Trial(run, (path.name,), f"{path.name}: {path.read_bytes()[:1000]!r}")
 
