@@ -18,8 +18,8 @@ its exit status is 1 where ours became worse, which is for rows that are in both
 - tokens/s, the cost of a step and the time to the first token, where every repeat after is worse
   than every one before by more than a tenth;
 - tau, where it is lower by more than 1 %, except for flex, which chooses its steps for speed;
-- equality, where fewer prompts are answered like plain decoding or part from it at a near-tie, be
-  it one. A random target with --forced_acceptance has none.
+- equality, where fewer prompts than before, even by one, are answered like plain decoding; parting
+  from it at a near-tie counts as equal. With --forced_acceptance there is none.
 Memory and compilation are not compared.
 
 Flex chooses by what steps cost: --measure_costs measures that at each batch size, with the smallest
@@ -166,9 +166,9 @@ def main(argv: Sequence[str]) -> None:
             (_PLOT_TAU, plot_tau),
         ]
         check_outputs(_JSON.value, _MARKDOWN.value, *(flag.value for flag, _ in plots))
+        drafts = _FORCED_ACCEPTANCE.value is not None or not _RANDOM_TARGET.value
         for flag, _ in plots:
             check_plot(flag.value)
-            drafts = _FORCED_ACCEPTANCE.value is not None or not _RANDOM_TARGET.value
             if flag.value and not drafts and flag is not _PLOT:
                 raise ValueError(
                     f"--{flag.name}: a random target drafts with --forced_acceptance alone"

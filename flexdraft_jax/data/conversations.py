@@ -176,7 +176,9 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"line too long: more than {MAX_LINE_BYTES} bytes")
     try:
-        fields = json.loads(line.decode().rstrip("\r\n"))  # Errors count lines.
+        fields = json.loads(
+            line.decode().rstrip("\r\n")
+        )  # Or an error at the end would be on line 2.
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
@@ -197,6 +199,11 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
     messages = _messages(value, "messages", ("role", "content"))
     _check_turns(messages)
     return messages
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it: JSON may escape half of a character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 from transformers import PreTrainedTokenizerBase
 
 from flexdraft_jax.data.chat import Message, encode_prompt
-from flexdraft_jax.data.conversations import parse_object, read_lines
+from flexdraft_jax.data.conversations import is_unicode, parse_object, read_lines
 
 _STEP_BY_STEP = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -210,6 +210,6 @@ def _prompt(task: Task, where: str, record: Any) -> str:
             f"{where}: must have text in {' or '.join(map(repr, task.fields))}, has the fields "
             f"{list(fields)}"
         )
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_unicode(text):
         raise ValueError(f"{where}: is not valid Unicode: was it UTF-8? {text[:80]!a}")
     return task.before + text + task.after

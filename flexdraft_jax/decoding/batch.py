@@ -59,7 +59,7 @@ class Decoding:
         refilled: whether rows that end make place for others.
         wanted: rows whose answers are given out; the others fill up the batch, or belong to
             another process.
-        compiled: programs of the loop that are compiled, with their cache sizes.
+        told: programs that `progress` was told of, with their cache sizes.
         progress: told what is about to be compiled.
     """
 
@@ -71,7 +71,7 @@ class Decoding:
     cost_model: CostModel | None
     refilled: bool
     wanted: slice
-    compiled: set[tuple[DecodeProgram, int]] = dataclasses.field(default_factory=set)
+    told: set[tuple[DecodeProgram, int]] = dataclasses.field(default_factory=set)
     progress: Callable[[str], None] | None = None
 
     @property
@@ -117,6 +117,7 @@ class Decoding:
             parts: up to P tokens of each.
             last: whether the prompt of each ends with them.
         """
+        self._tell(self.num_slots)
         self.state = read_prompt_chunk(*self._reading(self.state, rows, parts, last))
 
     def admit(self, places: Sequence[int], requests: Sequence[Request]) -> None:
@@ -128,7 +129,6 @@ class Decoding:
         """
         num_rows, num_stops = self.state.stop_token_ids.shape
         self.program = program_for(self.program, requests, self.drawing)
-        self._tell(self.num_slots)
         self.state = admit(
             self.program.model.config,
             self.program.block_size,
@@ -149,20 +149,20 @@ class Decoding:
 
     def run(self, max_steps: int, min_active: int = 1) -> tuple[int, bool]:
         """One call of the compiled loop: how many steps it did, and whether the cache is full."""
+        self._tell(self.num_slots)
         self.state, *ended = run(*self._running(self.state, max_steps, min_active))
         done, full = jax.device_get(ended)
         return int(done), bool(full)
 
     def resize(self, num_slots: int) -> None:
         """Gives every row this many cache slots; no row may hold more tokens."""
-        self._tell(num_slots)
         self.state = resize(self.state, num_slots)
 
     def _tell(self, num_slots: int) -> None:
-        """Says so where the next call has to be compiled for this many cache slots."""
-        if (self.program, num_slots) in self.compiled:
+        """Says so where programs are to be compiled for this many cache slots."""
+        if (self.program, num_slots) in self.told:
             return
-        self.compiled.add((self.program, num_slots))
+        self.told.add((self.program, num_slots))
         if self.progress is not None:
             draws = "" if self.program.sampling == "greedy" else ", at temperature > 0"
             num_rows = len(self.state.length)

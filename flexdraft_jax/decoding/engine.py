@@ -84,7 +84,8 @@ class DecodeEngine:
                 where there is no memory for more.
             prompt_chunk: P, tokens of a prompt to read in one call; chosen by the first prompts if
                 None.
-            progress: told what is about to be compiled.
+            progress: told what is about to be compiled, and of a `max_length` that memory has made
+                smaller.
 
         Raises:
             ValueError: an argument out of its range, or more than fits into memory.
@@ -98,7 +99,7 @@ class DecodeEngine:
         self._chunk = None if prompt_chunk is None else at_least_one("prompt_chunk", prompt_chunk)
         self.sampling = sampling
         self._progress = progress
-        self._compiled: set[tuple[DecodeProgram, int]] = set()
+        self._told: set[tuple[DecodeProgram, int]] = set()
         self._target = target
         self._draft = draft = None if schedule == "ar" else draft
         block_size = check_settings(
@@ -143,11 +144,11 @@ class DecodeEngine:
         check_memory(target, draft, work, self.batch_size, length + block_size)
         self.max_length = length
         self.asked_length = max_length
-        self._why = ""
+        self._limit_note = ""
         if max_length is None and length < positions:
-            self._why = f", what memory holds of {self.batch_size} rows"
+            self._limit_note = f", as memory holds no more for {self.batch_size} rows"
             if progress is not None:
-                progress(f"prompt and answer may have {length} tokens together{self._why}")
+                progress(f"prompt and answer may have {length} tokens{self._limit_note}")
 
     def stream(self, requests: Iterable[Request], *, steps_per_update: int = 8) -> Iterator[Update]:
         """Yields what is new of every request that is being decoded, after every few steps.
@@ -191,7 +192,7 @@ class DecodeEngine:
             raise ValueError(
                 f"the prompt has {len(request.prompt)} tokens and "
                 f"max_new_tokens={request.max_new_tokens}: together they must be at most "
-                f"max_length={self.max_length}{self._why}"
+                f"max_length={self.max_length}{self._limit_note}"
             )
         return request
 
@@ -230,7 +231,7 @@ class DecodeEngine:
             self._cost_model,
             refilled=True,
         )
-        decoding.progress, decoding.compiled = self._progress, self._compiled
+        decoding.progress, decoding.told = self._progress, self._told
         whole = max(len(request.prompt) + request.max_new_tokens for request in requests)
         decoding.compile_ahead(
             slot_bucket(whole + self._program.block_size, most),

@@ -177,7 +177,7 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The model of the CPU, as far as the system tells; more than one device hangs on it."""
+    """The CPU's model, as far as the system tells: JAX calls every one `cpu`, however fast."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()  # Linux alone has it.
     except OSError:

@@ -48,7 +48,7 @@ class Change:
         temperature: 0 is greedy.
         before: tokens/s; milliseconds of a step.
         after: likewise.
-        tau: before and after; None where one of them has none.
+        tau: before and after; None where neither has one.
         equal: share of the rows that are equal to plain decoding, before and after; None of a step,
             and where tokens mean nothing.
         first_token: milliseconds to the first token, before and after; None where one report has
@@ -74,8 +74,9 @@ class Change:
     @property
     def slower(self) -> bool:
         """Whether every repeat after is slower than every one before, beyond drift."""
-        spreads = (self.before, self.after)
-        return _longer(*(spreads if self.is_step else reversed(spreads)))
+        if self.is_step:
+            return _longer(self.before, self.after)
+        return _longer(self.after, self.before)  # Of tokens/s fewer are slower.
 
     @property
     def faster(self) -> bool:
@@ -189,7 +190,8 @@ def compare_reports(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comp
         after: the newer one.
 
     Raises:
-        ValueError: they are of different models, machines or settings, or no row is in both.
+        ValueError: they are of different models, machines or settings, no row is in both, or one
+            alone has a row's tau or equality.
     """
     _check_same("model", before["model"], after["model"])
     for part, names in (("environment", _SAME_ENVIRONMENT), ("settings", _SAME_SETTINGS)):
@@ -273,6 +275,8 @@ def _rows(report: Mapping[str, Any]) -> dict[_Key, dict[str, Any]]:
         rows[key] = {"measured": measured, "tau": tau, "equal": share, "first_token": first}
     for row in report["steps"]:
         key = ("", str(row["schedule"]), row["batch_size"], row["block_size"], 0.0)
+        if key in rows:
+            raise ValueError(f"twice in it: {key}")
         rows[key] = {"measured": _spread(row["milliseconds"])}
     return rows
 

@@ -109,7 +109,7 @@ def decode_file(
             "write to a file first what comes from elsewhere"
         )
     settings = _checked_settings(models, engine, settings)
-    _check_template(path, models, settings)
+    check_template(path, models, settings)
     output = Path(output)
     recorded = {
         "input": file_digest(path),
@@ -163,23 +163,28 @@ def _checked_settings(models: Models, engine: DecodeEngine, settings: LineSettin
     return dataclasses.replace(settings, **{name: getattr(request, name) for name in OWN_SETTINGS})
 
 
-def _check_template(path: str | os.PathLike[str], models: Models, settings: LineSettings) -> None:
-    """Looks at the first line, as what is wrong there would be wrong in every one.
+def check_template(path: str | os.PathLike[str], models: Models, settings: LineSettings) -> None:
+    """Looks at the first line, as a missing template most likely fails every one.
+
+    Args:
+        path: JSONL file.
+        models: whose tokenizer may have no chat template.
+        settings: for what lines do not say.
 
     Raises:
-        ValueError: it needs a chat template, and the tokenizer has none.
+        ValueError: the line needs a chat template, and the tokenizer has none.
     """
-    if settings.raw or models.tokenizer.chat_template:
+    if models.tokenizer.chat_template:
         return
     for number, content in read_lines(path):
         try:
             fields = parse_object(content)
         except ValueError:
             continue  # The line's own error.
-        if "token_ids" not in fields:
+        if "messages" in fields or ("prompt" in fields and not settings.raw):
             raise ValueError(
-                f"line {number}: the tokenizer of {models.name} has no chat template: raw=True "
-                "(--raw) takes prompts as they are"
+                f"line {number}: the tokenizer of {models.name} has no chat template, which "
+                "messages need, and a prompt that is not raw (--raw)"
             )
         return
 

@@ -43,7 +43,7 @@ def speedup_table(rows: Sequence[DecodeRow], title: str, note: str, temperatures
 
     def cells(key: tuple[str, float, int], line: Mapping[str, DecodeRow]) -> dict[str, str]:
         domain, temperature, batch_size = key
-        named = {} if one_kind else {"held-out prompts": prompts_name(domain)}
+        named = {} if one_kind else {"prompts": prompts_name(domain)}
         named |= {"temperature": f"{temperature:g}"} if temperatures else {}
         plain = f"{line['ar'].tokens_per_second.median:,.0f}"
         named |= {"batch": str(batch_size), "plain, tokens/s": plain}

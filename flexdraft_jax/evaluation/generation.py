@@ -8,6 +8,7 @@ from typing import Any
 
 from flexdraft_jax.data import chat
 from flexdraft_jax.data.chat import Message
+from flexdraft_jax.data.conversations import is_unicode
 from flexdraft_jax.decoding.generate import stream
 from flexdraft_jax.decoding.rows import GenerateOutput
 from flexdraft_jax.evaluation.decode_speed import measure_decoding
@@ -100,7 +101,7 @@ def encode_prompt(
             refuses the messages.
     """
     if isinstance(prompt, str):
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
+        if not is_unicode(prompt):
             raise ValueError(f"prompt={prompt!r} is not valid Unicode: was it UTF-8?")
         if not prompt:
             raise ValueError("prompt must not be empty")

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from flexdraft_jax.data.fingerprints import claim_output, file_digest, refuse_other_files
 from flexdraft_jax.decoding.engine import DecodeEngine
-from flexdraft_jax.evaluation.decode_file import decode_file, stats_path
+from flexdraft_jax.evaluation.decode_file import check_template, decode_file, stats_path
 from flexdraft_jax.evaluation.file_stats import FileSummary, summarise
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.request_lines import LineSettings
@@ -50,6 +50,7 @@ def decode_together(
     if count == 1:
         return decode_file(path, output, models, engine, settings, console)
     output = Path(output)
+    check_template(path, models, settings)  # All alike; each in its share might not be.
     refuse_other_files(output)
     with locked_by_main(output.with_name(f"{output.name}.lock"), f"output={str(output)!r}"):
         claim_output(output, {"input": file_digest(path), "processes": count})

@@ -16,6 +16,7 @@ from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.mesh import mesh_of
 
 # Whether it decodes, too: where it would on the same device and in the same dtype, never, always.
+_NO_TORCH = "PyTorch is not installed"
 PEERS = ("auto", "none", "huggingface")
 
 # Tokens that Hugging Face's prompt lookup drafts: the default of its candidate generator.
@@ -33,7 +34,7 @@ def skipped_peer(target: Target, peers: str) -> str:
         return "peers=none"
     if peers == "auto" and not _is_alike(target):
         return "it decodes on the CPU in float32 alone; peers=huggingface has it all the same"
-    return "" if has_torch() else "PyTorch is not installed"
+    return "" if has_torch() else _NO_TORCH
 
 
 def hugging_face(
@@ -55,7 +56,7 @@ def hugging_face(
         with tempfile.TemporaryDirectory() as directory:
             save_target(target, directory)
             return HuggingFace(directory, assistant)
-    install = "" if has_torch() else '; pip install "flexdraft_jax[peers]"'
+    install = '; pip install "flexdraft_jax[peers]"' if reason == _NO_TORCH else ""
     if assistant is not None:
         raise ValueError(
             f"assistant={os.fspath(assistant)!r}: there is no assisted generation, as Hugging "

@@ -177,7 +177,9 @@ def test_programs_are_few_and_compiled_ahead(five_tokens, caplog):
     assert num_programs() == [before[0] + 2, before[1] + 4, before[2] + 1]
     long = dataclasses.replace(some(1, 60)[0], max_new_tokens=180)
     list(few.run([*some(6, 60), long]))
-    assert [line for line in lines[2:] if "rows of 256 tokens" in line] == lines[2:] != []
+    assert lines[2:] == ["compiling for 5 rows of 256 tokens"]
+    list(few.run([*some(6, 60), dataclasses.replace(long, temperature=1.0)]))
+    assert lines[3:] == ["compiling for 5 rows of 256 tokens, at temperature > 0"]
 
 
 def test_the_cache_grows_for_a_long_row_and_shrinks_behind_it(five_tokens, monkeypatch):

@@ -308,7 +308,11 @@ def test_without_a_chat_template_nothing_is_begun(models, decode, tmp_path):
     with pytest.raises(ValueError, match="line 2: the tokenizer of .* has no chat template.*--raw"):
         decode(path, output, models=plain)
     assert not output.exists()
-    decode(path, output, dataclasses.replace(SETTINGS, raw=True), models=plain)
+    raw = dataclasses.replace(SETTINGS, raw=True)
+    decode(path, output, raw, models=plain)
+    path.write_text(_line(messages=[{"role": "user", "content": "a"}]) + "\n")
+    with pytest.raises(ValueError, match="line 1: .* no chat template, which messages need"):
+        decode(path, tmp_path / "third.jsonl", raw, models=plain)
     path.write_text(_line(token_ids=[1]) + "\n" + _line(prompt="a") + "\n")
     decode(path, tmp_path / "other.jsonl", models=plain)
     assert "no chat template" in _records(tmp_path / "other.jsonl")[1]["error"]

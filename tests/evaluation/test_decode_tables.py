@@ -32,7 +32,7 @@ def test_methods_are_columns() -> None:
     lines = table(rows).to_markdown().splitlines()
     assert lines[0] == "**Speed-ups: tiny**"
     assert lines[2] == (
-        "| held-out prompts | batch | plain, tokens/s | parallel | flex | huggingface "
+        "| prompts | batch | plain, tokens/s | parallel | flex | huggingface "
         "| huggingface, prompt lookup | flex / best of the others |"
     )
     cells = "1,100 | 1.27 (1.14-1.40) | 2.00 (1.80-2.20) | 0.50 (0.45-0.55)"
