@@ -170,16 +170,26 @@ def test_programs_are_few_and_compiled_ahead(five_tokens, caplog):
     assert num_programs() == [before[0] + 1, before[1] + 2, before[2] + 1]
     assert len(lines) == 1
 
-    # A row with a temperature asks for another loop, once, and says so; and so does a long one.
-    warm = [dataclasses.replace(request, temperature=1.0) for request in some(8, 60)]
-    assert len(list(few.run(some(6, 60) + warm + some(6, 60)))) == 20
-    assert lines[1:] == ["compiling for 5 rows of 128 tokens, at temperature > 0"]
-    assert num_programs() == [before[0] + 2, before[1] + 4, before[2] + 1]
-    long = dataclasses.replace(some(1, 60)[0], max_new_tokens=180)
-    list(few.run([*some(6, 60), long]))
-    assert lines[2:] == ["compiling for 5 rows of 256 tokens"]
-    list(few.run([*some(6, 60), dataclasses.replace(long, temperature=1.0)]))
-    assert lines[3:] == ["compiling for 5 rows of 256 tokens, at temperature > 0"]
+
+@pytest.mark.slow
+def test_what_is_compiled_later_is_told(five_tokens):
+    """A row with a temperature asks for another loop, once, and so does a long one."""
+    target, draft, _ = five_tokens
+    lines: list[str] = []
+    few = DecodeEngine(target, draft, batch_size=3, prompt_chunk=16, progress=lines.append)
+    cold = [Request((i % 5, 1), 12) for i in range(6)]
+    warm = dataclasses.replace(cold[0], temperature=1.0)
+    before = num_programs()
+    assert len(list(few.run([*cold, warm, *cold, warm]))) == 14
+    told = ["compiling for 3 rows of 128 tokens"]
+    told += [f"{told[0]}, at temperature > 0"]
+    assert lines == told
+    assert [new - old for new, old in zip(num_programs(), before, strict=True)] == [2, 3, 1]
+    list(few.run([*cold, dataclasses.replace(cold[0], max_new_tokens=180)]))
+    told += ["compiling for 3 rows of 256 tokens"]
+    assert lines == told
+    list(few.run([*cold, dataclasses.replace(warm, max_new_tokens=180)]))
+    assert lines == [*told, f"{told[-1]}, at temperature > 0"]
 
 
 def test_the_cache_grows_for_a_long_row_and_shrinks_behind_it(five_tokens, monkeypatch):

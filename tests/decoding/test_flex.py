@@ -274,8 +274,15 @@ def test_absurd_costs_force_every_step(decode, prompts, plain, forcing, num_draf
     assert {v for row in out.verify_lengths for v in row} == {num_drafts}
 
 
-@pytest.mark.parametrize("which", ["draft", "foreign_draft"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("which", "temperature"),
+    [
+        ("draft", 0.0),
+        ("draft", 1.0),
+        ("foreign_draft", 0.0),
+        pytest.param("foreign_draft", 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_any_step_may_follow_any_other(begin, decode, prompts, which, temperature, request):
     """Costs change from step to step, as no machine's do; ragged budgets and a stop token."""
     settings = {"stops": [17, 40], "temperature": temperature}

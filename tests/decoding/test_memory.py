@@ -26,7 +26,7 @@ MIB = 2**20
         ("ar", "bfloat16", 8000, 0.0, 8, "coupled"),
         ("ar", "bfloat16", 8000, 0.0, 1, "coupled"),
         ("sequential", "float32", 8000, 0.0, 8, "coupled"),
-        ("sequential", "float32", 8000, 0.8, 8, "rejection"),
+        pytest.param("sequential", "float32", 8000, 0.8, 8, "rejection", marks=pytest.mark.slow),
         ("parallel", "float32", 5, 0.0, 8, "coupled"),
         ("flex", "float32", 8000, 0.8, 8, "coupled"),
     ],
