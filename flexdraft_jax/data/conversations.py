@@ -176,9 +176,8 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"line too long: more than {MAX_LINE_BYTES} bytes")
     try:
-        fields = json.loads(
-            line.decode().rstrip("\r\n")
-        )  # Or an error at the end would be on line 2.
+        # Without its end, or an error there would be on line 2.
+        fields = json.loads(line.decode().rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:

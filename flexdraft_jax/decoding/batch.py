@@ -160,13 +160,12 @@ class Decoding:
 
     def _tell(self, num_slots: int) -> None:
         """Says so where programs are to be compiled for this many cache slots."""
-        if (self.program, num_slots) in self.told:
+        if self.progress is None or (self.program, num_slots) in self.told:
             return
         self.told.add((self.program, num_slots))
-        if self.progress is not None:
-            draws = "" if self.program.sampling == "greedy" else ", at temperature > 0"
-            num_rows = len(self.state.length)
-            self.progress(f"compiling for {num_rows} rows of {num_slots} tokens{draws}")
+        draws = "" if self.program.sampling == "greedy" else ", at temperature > 0"
+        num_rows = len(self.state.length)
+        self.progress(f"compiling for {num_rows} rows of {num_slots} tokens{draws}")
 
     def compile_ahead(self, num_slots: int, row_counts: Sequence[int] = ()) -> None:
         """Compiles the programs for the present cache size and the next three.

@@ -430,7 +430,6 @@ class _Progress:
         if not self._console.is_terminal and now - self._printed > _PLAIN_SECONDS:
             self._printed = now
             task = self._bar.tasks[0]
-            left = (
-                "" if task.time_remaining is None else f"  {task.time_remaining / 60:.0f} min left"
-            )
-            self._console.print(f"{task.completed:,.0f} of {task.total:,.0f} lines  {text}{left}")
+            if task.time_remaining is not None:
+                text += f"  {task.time_remaining / 60:.0f} min left"
+            self._console.print(f"{task.completed:,.0f} of {task.total:,.0f} lines  {text}")

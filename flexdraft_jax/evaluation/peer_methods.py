@@ -15,8 +15,8 @@ from flexdraft_jax.evaluation.peers import HuggingFace, has_torch
 from flexdraft_jax.models.target import Target
 from flexdraft_jax.parallel.mesh import mesh_of
 
-# Whether it decodes, too: where it would on the same device and in the same dtype, never, always.
 _NO_TORCH = "PyTorch is not installed"
+# Whether it decodes, too: where it would on the same device and in the same dtype, never, always.
 PEERS = ("auto", "none", "huggingface")
 
 # Tokens that Hugging Face's prompt lookup drafts: the default of its candidate generator.
