@@ -21,8 +21,8 @@ from flexdraft_jax.decoding.costs import Profile, StepCosts, find_profile
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import sizes_for
 from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
-from flexdraft_jax.evaluation.decode_speed import NearTies, measure_decoding
-from flexdraft_jax.evaluation.decode_tables import prompts_name, temperature_name
+from flexdraft_jax.evaluation.decode_speed import NearTies, measure_decoding, temperature_name
+from flexdraft_jax.evaluation.decode_tables import prompts_name
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.methods import Method, schedule_method
 from flexdraft_jax.evaluation.near_ties import near_ties

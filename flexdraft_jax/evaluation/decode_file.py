@@ -15,26 +15,19 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from flexdraft_jax.checkpoints.paths import MAX_DEPTH, depth_of
 from flexdraft_jax.data.conversations import (
     count_lines,
-    keep_whole_lines,
     parse_object,
     read_lines,
-    whole_lines,
 )
 from flexdraft_jax.data.fingerprints import (
     claim_output,
@@ -46,16 +39,16 @@ from flexdraft_jax.data.fingerprints import (
 )
 from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.requests import Request, integer
-from flexdraft_jax.decoding.rounds import Answer
 from flexdraft_jax.decoding.rows import nan_message
+from flexdraft_jax.evaluation.file_progress import FileProgress
 from flexdraft_jax.evaluation.file_stats import (
     FileSummary,
-    stats_of_record,
     stats_record,
     summarise,
 )
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.measure import decode_text
+from flexdraft_jax.evaluation.ordered_files import OrderedFiles, Record
 from flexdraft_jax.evaluation.request_lines import (
     FIELDS,
     OWN_SETTINGS,
@@ -64,13 +57,8 @@ from flexdraft_jax.evaluation.request_lines import (
 )
 from flexdraft_jax.parallel.locks import locked
 
-Record = dict[str, Any]
-
 _MAX_ERROR_CHARACTERS = 300
 _MAX_UNREAD = 100  # Names of fields without a meaning that are counted.
-# What reading something else as a record may raise.
-_NOT_A_RECORD = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_PLAIN_SECONDS = 20.0  # A log file gets a line this often; a terminal is renewed all the time.
 
 
 def decode_file(
@@ -126,9 +114,9 @@ def decode_file(
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(output, f"output={str(output)!r}"))
         claim_output(output, recorded, [stats])
-        files = stack.enter_context(_OrderedFiles(path, output, stats))
+        files = stack.enter_context(OrderedFiles(path, output, stats))
         lines = itertools.islice(enumerate(read_lines(path)), files.num_lines, None)
-        with _Progress(console, files.num_lines, count_lines(path)) as progress:
+        with FileProgress(console, files.num_lines, count_lines(path)) as progress:
             unread = _decode_lines(lines, models, engine, settings, files, progress)
     if unread:
         names = ", ".join(f"{name!a} ({count})" for name, count in unread.most_common(8))
@@ -211,8 +199,8 @@ def _decode_lines(
     models: Models,
     engine: DecodeEngine,
     settings: LineSettings,
-    files: "_OrderedFiles",
-    progress: "_Progress",
+    files: OrderedFiles,
+    progress: FileProgress,
 ) -> Counter[str]:
     """Answers lines, each with its place and number; counts fields that mean nothing."""
     taken: dict[int, _Line] = {}
@@ -282,154 +270,3 @@ def _shortened(error: str) -> str:
         return error
     half = (_MAX_ERROR_CHARACTERS - len(" ... ")) // 2
     return f"{error[:half]} ... {error[-half:]}"
-
-
-def _check_written(
-    written: Path, path: str | os.PathLike[str], read: Callable[[Record], object]
-) -> None:
-    """Checks that each line of a file is about the same line of the input, as it was written.
-
-    Args:
-        written: the file; it need not be there.
-        path: of the input.
-        read: what a record must be fit for.
-
-    Raises:
-        ValueError: one is not; what else is in the file must not be overwritten.
-    """
-    numbers = (number for number, _ in read_lines(path))
-    with contextlib.suppress(FileNotFoundError), written.open("rb") as file:
-        for place, record in enumerate(file, 1):
-            number = next(numbers, None)
-            if number is None:
-                raise ValueError(
-                    f"{written}: has {place + sum(1 for _ in file)} lines: must be at most the "
-                    f"{place - 1} of the input; restore the file, or move it away"
-                )
-            begin = b'{"line": %d,' % number
-            if record[: len(begin)] != begin[: len(record)]:  # The last one may be torn.
-                raise ValueError(
-                    f"{written}: its line {place} is not what was written there; "
-                    "restore the file, or move it away"
-                )
-            try:
-                if record.endswith(b"\n"):
-                    read(json.loads(record))
-            except _NOT_A_RECORD as error:
-                raise ValueError(
-                    f"{written}: its line {place} is damaged ({type(error).__name__}: {error}); "
-                    "restore the file, or cut it off before this line: a run goes on from there"
-                ) from error
-
-
-class _OrderedFiles:
-    """Answers and their stats, a line each at a time, in order; open behind the last answer.
-
-    Attributes:
-        num_lines: in each of them.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], output: Path, stats: Path) -> None:
-        """Cuts off what an interruption left behind whole lines; no answer is given up.
-
-        Args:
-            path: of the input.
-            output: for answers.
-            stats: of them. Where some are missing, what the answers say is taken.
-
-        Raises:
-            ValueError: a file holds something else, or is damaged.
-        """
-        _check_written(output, path, lambda record: FileSummary().add(stats_of_record(record)))
-        _check_written(stats, path, FileSummary().add)
-        for written in (output, stats):
-            keep_whole_lines(written)
-        self.num_lines = sum(1 for _ in whole_lines(output))
-        keep_whole_lines(stats, self.num_lines)
-        num_stats = sum(1 for _ in whole_lines(stats))
-        # Stats first: what a kill leaves of them is enough for the answers.
-        self._files = [stats.open("ab"), output.open("ab")]
-        for record in itertools.islice(whole_lines(output), num_stats, None):
-            self._files[0].write(_as_line(stats_of_record(json.loads(record))))
-        self._waiting: dict[int, tuple[bytes, bytes]] = {}
-
-    def __enter__(self) -> "_OrderedFiles":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for file in self._files:
-            file.close()
-
-    def put(self, place: int, record: Record, stats: Record) -> None:
-        """Takes an answer, line number `place` (from 0); writes all lines whose turn it is."""
-        self._waiting[place] = _as_line(stats), _as_line(record)
-        ready = []
-        while self.num_lines in self._waiting:
-            ready.append(self._waiting.pop(self.num_lines))
-            self.num_lines += 1
-        for file, lines in zip(self._files, zip(*ready, strict=True), strict=False):
-            file.writelines(lines)
-            file.flush()
-
-
-def _as_line(record: Record) -> bytes:
-    return json.dumps(record).encode() + b"\n"
-
-
-class _Progress:
-    """Lines done, tokens per second, tau and time left: a bar, or lines in a log file."""
-
-    def __init__(self, console: Console, num_done: int, num_lines: int) -> None:
-        """Nothing is answered yet.
-
-        Args:
-            console: to write on.
-            num_done: lines that earlier runs have answered.
-            num_lines: of the file.
-        """
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = rich.progress.Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-        )
-        label = "waiting for the first answer" if num_done < num_lines else "all lines are answered"
-        self._task = self._bar.add_task(label, total=num_lines, completed=num_done)
-        self._console = console
-        self._printed = time.monotonic()
-        self._start = math.inf  # When the first answer got its row: before, programs are compiled.
-        self._num_tokens = self._num_steps = self._num_emitted = 0
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def finished(self, answer: Answer | None) -> None:
-        """Counts a line; None is one with an error."""
-        now = time.monotonic()
-        if answer is not None:
-            self._start = min(self._start, now - answer.seconds)
-            self._num_tokens += len(answer.tokens)
-            self._num_steps += len(answer.acceptance_lengths)
-            self._num_emitted += sum(answer.acceptance_lengths)
-        speed = self._num_tokens / max(now - self._start, 1e-9)  # Clocks tick in milliseconds.
-        tau = self._num_emitted / max(1, self._num_steps)
-        text = f"{speed:,.0f} tokens/s  tau {tau:.2f}"
-        self._bar.update(self._task, advance=1, description=text)
-        if not self._console.is_terminal and now - self._printed > _PLAIN_SECONDS:
-            self._printed = now
-            task = self._bar.tasks[0]
-            if task.time_remaining is not None:
-                text += f"  {task.time_remaining / 60:.0f} min left"
-            self._console.print(f"{task.completed:,.0f} of {task.total:,.0f} lines  {text}")

@@ -66,6 +66,11 @@ class DecodeRow:
     details: DecodeDetails | None = None
 
 
+def temperature_name(temperature: float) -> str:
+    """ ", temperature 1", to go behind prompts; "" where it is greedy."""
+    return f", temperature {temperature:g}" if temperature else ""
+
+
 def measure_decoding(
     methods: Sequence[Method],
     prompts: Sequence[Sequence[int]],
@@ -97,7 +102,7 @@ def measure_decoding(
     if not prompts or len(prompts) % batch_size:
         raise ValueError(f"{len(prompts)} prompts: must be a multiple of batch_size={batch_size}")
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    where = f"{domain}, batch {batch_size}" + (f", temperature {temperature:g}" * bool(temperature))
+    where = f"{domain}, batch {batch_size}{temperature_name(temperature)}"
     calls = {}
     for method in methods:
         progress(f"{where}, {method.label}: compiling and warming up")

@@ -67,11 +67,6 @@ def prompts_name(domain: str) -> str:
     return domain.replace("_", " ")
 
 
-def temperature_name(temperature: float) -> str:
-    """ ", temperature 1", to go behind prompts; "" where it is greedy."""
-    return f", temperature {temperature:g}" if temperature else ""
-
-
 def without_threads(method: str) -> str:
     """ "huggingface, 2 threads" -> "huggingface"."""
     return re.sub(r", \d+ threads?$", "", method)

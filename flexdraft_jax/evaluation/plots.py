@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from flexdraft_jax.evaluation.decode_speed import DecodeRow
+from flexdraft_jax.evaluation.decode_speed import DecodeRow, temperature_name
 from flexdraft_jax.evaluation.decode_tables import (
     method_name,
     prompts_name,
-    temperature_name,
     without_threads,
 )
 

@@ -478,7 +478,7 @@ def test_raw_prompts_have_no_template(models):
 
 
 def test_progress_in_a_log_file(models, engine, file, tmp_path, monkeypatch):
-    monkeypatch.setattr("flexdraft_jax.evaluation.decode_file._PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("flexdraft_jax.evaluation.file_progress._PLAIN_SECONDS", 0.0)
     written = io.StringIO()
     decode_file(file, tmp_path / "out.jsonl", models, engine, SETTINGS, Console(file=written))
     lines = written.getvalue().splitlines()
