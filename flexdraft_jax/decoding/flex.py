@@ -23,23 +23,23 @@ import jax.numpy as jnp
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.parallel.axes import array_field
 
-# What is left of a sum after each step: some thirty blocks are remembered, as a poor passage says
+# What is left of a sum after each step: a hundred blocks are remembered, as a poor passage says
 # little of the rest of an answer, and fifty verdicts.
-_BLOCK_DECAY, _VERDICT_DECAY = 0.97, 0.98
-# A batch without a past is judged as if 8 rejections had been foretold, and 85 % of them had come.
-# Fewer than all: drafts are trained to be as sure as the target is of a token that it draws, and
-# agree more often on the one that it finds most likely.
-_PRIOR_FORETOLD, _PRIOR_RATIO = 8.0, 0.85
-# And is trusted as if so many promised drafts had been accepted.
-_PRIOR_PROMISED = 16.0
+_BLOCK_DECAY, _VERDICT_DECAY = 0.99, 0.98
+# A batch without a past is judged as if so many rejections had been foretold, and come, and trusted
+# as if so many promised drafts had been accepted.
+_PRIOR = 16.0
 # Survival from draft to draft of a block that every row begins with, in thought: hopeful, as one
 # poor block at the start of an answer says little.
-_HOPE = 0.9
+_HOPE = 0.96
 # Steps without a draft before one is made to see whether drafting has come to pay: so many that it
 # takes this share of their time where drafting nearly pays, and less where it does not, by this
 # power of its rate for that of plain steps; but not fewer and not more than this, and only where as
 # many tokens can follow.
-_LOOKING, _LOOKING_POWER, _PATIENCE = 0.15, 16.0, (8, 255)
+_LOOKING, _LOOKING_POWER, _PATIENCE = 0.3, 24.0, (8, 255)
+# The power is half of that where so few blocks are remembered, as the first ones of an answer may
+# be unlike the rest.
+_FEW_BLOCKS = 2.0
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
 
@@ -147,8 +147,9 @@ def choose_variant(
     With c the costs, N the rows that decode, a(v) the drafts that all of them may accept of v, both
     weighted by what a token is worth in each row, and a(v) less what the last row is late by:
 
-        R   the best rate of one kind of step for ever: N / c without drafts, (N + a(v)) / c with
-            a usual block each time
+        R   the best rate of one kind of step for ever: (N + a(v)) / c with a usual block each
+            time, or N / c without drafts, less the time for a draft now and then, to see
+            whether they have come to pay
         W   what a block is worth to the next step, in tokens. Where drafting is the best, as much
             as it costs to get one back: R * (cheapest c that drafts) - N; else nothing
 
@@ -178,11 +179,14 @@ def choose_variant(
 
     plain_rate = rows / costs[0]
     drafting_rate = jnp.max((rows + usual_gain[1:]) / costs[1:])
+    seen = jnp.mean(history.blocks, where=active)
+    power = _LOOKING_POWER * seen / (seen + _FEW_BLOCKS)
+    looking = _LOOKING * jnp.minimum(drafting_rate / plain_rate, 1.0) ** power
+    plain_rate /= 1.0 + looking
     rate = jnp.maximum(plain_rate, drafting_rate)
     worth = jnp.where(drafting_rate > plain_rate, rate * jnp.min(costs[1:]) - rows, 0.0)
     drafts = jnp.arange(len(variants)) > 0
     score = gain - rate * costs + worth * drafts
-    looking = _LOOKING * jnp.minimum(drafting_rate / plain_rate, 1.0) ** _LOOKING_POWER
     patience = jnp.clip((jnp.min(costs[1:]) / costs[0] - 1.0) / looking, *_PATIENCE)
     due = (history.idle >= patience) & (remaining > history.idle)
     most_due = 2 * jnp.sum(active & due) > jnp.sum(active)
@@ -192,13 +196,13 @@ def choose_variant(
 def _hazard_ratio(history: DraftHistory) -> jax.Array:
     """Rejections for each that was foretold, of the whole batch; scalar."""
     rejected, foretold = jnp.sum(history.rejected), jnp.sum(history.foretold)
-    return (_PRIOR_RATIO * _PRIOR_FORETOLD + rejected) / (_PRIOR_FORETOLD + foretold)
+    return (_PRIOR + rejected) / (_PRIOR + foretold)
 
 
 def _trust(history: DraftHistory) -> jax.Array:
     """Accepted drafts for each that was promised, of the whole batch, at most 1; scalar."""
     accepted, promised = jnp.sum(history.accepted), jnp.sum(history.promised)
-    return jnp.minimum((_PRIOR_PROMISED + accepted) / (_PRIOR_PROMISED + promised), 1.0)
+    return jnp.minimum((_PRIOR + accepted) / (_PRIOR + promised), 1.0)
 
 
 def _wait_for_last(usual: jax.Array, remaining: jax.Array) -> tuple[jax.Array, jax.Array]:

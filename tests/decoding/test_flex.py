@@ -38,14 +38,15 @@ def choose(flex_costs, history, survival, remaining, variants=VARIANTS):
 def chosen(costs, usual, now, *, remaining=10, refilled=True, **history) -> int:
     """Index of the choice, for rows with these usual curves and these blocks, [B, n - 1] each.
 
-    Unless `history` says otherwise, confidence has proved right a million times.
+    Unless `history` says otherwise, a million blocks were seen, and confidence has proved right as
+    often.
     """
     usual, now = np.atleast_2d(usual).astype(np.float32), np.atleast_2d(now).astype(np.float32)
     rows, drafts = usual.shape
-    history = {"rejected": np.full(rows, 1e6), "foretold": np.full(rows, 1e6)} | history
+    history = dict.fromkeys(("rejected", "foretold", "blocks"), np.full(rows, 1e6)) | history
     known = dataclasses.replace(
         empty_history(rows, drafts + 1),
-        survival=jnp.asarray(usual),
+        survival=jnp.asarray(usual * np.reshape(history["blocks"], (rows, 1)), jnp.float32),
         **{name: jnp.asarray(value, jnp.float32) for name, value in history.items()},
     )
     flex_costs = FlexCosts(jnp.asarray(costs, jnp.float32), jnp.asarray(refilled))
@@ -83,7 +84,16 @@ def rate_of_policy(costs, curve, tokens, block: bool) -> float:
     return earned / spent
 
 
-def test_no_sequence_of_steps_earns_more():
+@pytest.fixture
+def without_looks(monkeypatch):
+    """Nobody looks whether drafting has come to pay, as if it never changed."""
+    monkeypatch.setattr(flex, "_LOOKING", 0.0)
+    choose.clear_cache()
+    yield
+    choose.clear_cache()
+
+
+def test_no_sequence_of_steps_earns_more(without_looks):
     """Against all cycles, where every block is as good as the one before."""
     rng = np.random.default_rng(0)
     kinds = set()
@@ -172,14 +182,19 @@ def test_a_draft_that_is_sure_and_wrong_is_soon_left_alone():
 
 
 def test_drafting_is_tried_again_after_a_while():
-    def tries(idle, look=3.0, cost=3.5, remaining=256) -> bool:
+    def tries(idle, look=3.0, cost=3.5, remaining=256, **history) -> bool:
         """Whether a draft is made, at 3.4 tokens of a step that costs so many plain steps."""
         blocks = np.tile([0.9, 0.8, 0.7, 0.0], (len(idle), 1)), np.zeros((len(idle), 4))
-        return DRAFTS[chosen([1.0, look, cost, 9.0], *blocks, idle=idle, remaining=remaining)]
+        history |= {"idle": idle}
+        return DRAFTS[chosen([1.0, look, cost, 9.0], *blocks, remaining=remaining, **history)]
 
     # The sooner the nearer drafting is to paying, and the cheaper it is to look; within limits.
-    for look, cost, first in [(3.0, 3.5, 22), (3.0, 3.6, 34), (3.0, 3.8, 80), (2.0, 3.6, 17)]:
+    for look, cost, first in [(3.0, 3.5, 14), (3.0, 3.6, 27), (3.0, 3.8, 97), (2.0, 3.6, 14)]:
         assert tries([first], look, cost) and not tries([first - 1], look, cost)
+    # And the fewer blocks there were.
+    for blocks, first in [(1e6, 27), (3.0, 16), (1.0, 11)]:
+        assert tries([first], 3.0, 3.6, blocks=[blocks])
+        assert not tries([first - 1], 3.0, 3.6, blocks=[blocks])
     assert tries([255], 3.0, 8.0) and not tries([254], 3.0, 8.0)
     assert tries([8], 1.1) and not tries([7], 1.1)
     # When most rows find it is time, and not for the sake of a row that has ended.
@@ -187,6 +202,15 @@ def test_drafting_is_tried_again_after_a_while():
     assert not tries([8, 0], 1.1, remaining=[0, 30])
     # Not where little is left to be gained by it.
     assert not tries([8], 1.1, remaining=8) and tries([8], 1.1, remaining=9)
+
+
+def test_plain_decoding_costs_the_looks_that_it_takes():
+    """Who drafts goes on where plain steps win less than the looks between them would cost."""
+    usual = [0.9, 0.8, 0.7, 0.0]  # 3.4 tokens of a step.
+    for cost, drafts in [(3.3, True), (3.5, True), (3.7, False)]:
+        costs = [1.0, 3.0, cost, 9.0]
+        assert DRAFTS[chosen(costs, usual, usual)] == drafts
+        assert DRAFTS[chosen(costs, usual, np.zeros(4))] == (cost < 3.4)
 
 
 def test_a_batch_that_is_not_refilled_waits_for_its_slow_rows():
@@ -217,7 +241,7 @@ def test_a_batch_that_is_not_refilled_waits_for_its_unlucky_rows():
 
 def test_what_a_history_remembers():
     survival = jnp.array([[0.5, 0.25, 0.125]])
-    hope, block = flex._HOPE ** np.arange(1, 4), survival[0] ** flex._PRIOR_RATIO
+    hope, block = flex._HOPE ** np.arange(1, 4), survival[0]
     history = note_block(empty_history(1, 4), survival)
     np.testing.assert_allclose(history.survival[0], hope + block, rtol=1e-6)
     # Two were verified, and the second was rejected: each had had a chance of a half.

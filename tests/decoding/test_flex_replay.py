@@ -80,18 +80,28 @@ def sequential_steps(length: np.ndarray, accepted: np.ndarray) -> int:
     return steps
 
 
+# What drafting costs, for what it cost on two cores; how much of that flex believes; and the least
+# share of the best that it may reach.
+CASES = (
+    (1.0, 1.0, 0.97),
+    (1.0, 0.95, 0.96),
+    (1.0, 1.05, 0.96),
+    (0.8, 1.0, 0.94),
+    (1.25, 1.0, 0.94),
+)
+
+
 @pytest.mark.parametrize("size", COSTS)
 def test_flex_comes_near_the_best_fixed_schedule(size: int) -> None:
-    costs = jnp.array(COSTS[size])
     times = jax.jit(jax.vmap(flex_time, in_axes=(0, 0, 0, None, None)))
     for domain in DOMAINS:
         length, survival, accepted = batches(domain, size)
-        plain = costs[0] * jnp.sum(jnp.max(length, axis=1) - 1)
         steps = sum(map(sequential_steps, np.asarray(length), np.asarray(accepted)))
-        best = min(plain, steps * costs[-1] + len(length) * (costs[1] - costs[0]))
-        # Drafting may be a little cheaper or dearer than was measured.
-        for error, least in ((1.0, 0.97), (0.95, 0.93), (1.05, 0.93)):
+        for scale, error, least in CASES:
+            costs = jnp.array(COSTS[size]).at[1:].multiply(scale)
             believed = costs.at[1:].multiply(error)
+            plain = costs[0] * jnp.sum(jnp.max(length, axis=1) - 1)
+            best = min(plain, steps * costs[-1] + len(length) * (costs[1] - costs[0]))
             share = best / jnp.sum(times(length, survival, accepted, costs, believed))
-            print(f"{domain}, {size} rows, costs taken for {error} of theirs: {share:.3f}")
+            print(f"{domain}, {size} rows, {scale} of the costs, {error} believed: {share:.3f}")
             assert share >= least
