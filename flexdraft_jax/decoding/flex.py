@@ -37,8 +37,8 @@ _HOPE = 0.96
 # power of its rate for that of plain steps; but not fewer and not more than this, and only where as
 # many tokens can follow.
 _LOOKING, _LOOKING_POWER, _PATIENCE = 0.3, 24.0, (8, 255)
-# The power is half of that where so few blocks are remembered, as the first ones of an answer may
-# be unlike the rest.
+# The power is half of that where so few blocks are remembered: at the start of an answer, whose
+# first blocks may be unlike the rest, and where all but looks are plain steps.
 _FEW_BLOCKS = 2.0
 # How far the rows count that will end first, where the batch has to wait for the last.
 _SLOWNESS_POWER = 4.0
@@ -148,14 +148,14 @@ def choose_variant(
     weighted by what a token is worth in each row, and a(v) less what the last row is late by:
 
         R   the best rate of one kind of step for ever: (N + a(v)) / c with a usual block each
-            time, or N / c without drafts, less the time for a draft now and then, to see
-            whether they have come to pay
+            time, or N / c without drafts, less the most that looks may take of it: so who drafts
+            goes on where plain steps would win next to nothing
         W   what a block is worth to the next step, in tokens. Where drafting is the best, as much
             as it costs to get one back: R * (cheapest c that drafts) - N; else nothing
 
     A step earns the a(v) of the block that is there, and W if it drafts; its time would have
-    earned R * c. Those are the values of an average-reward decision process with two states, a
-    usual block or none.
+    earned R * c. But for the looks, those are the values of an average-reward decision process with
+    two states, a usual block or none.
 
     Args:
         variants: to choose from; the first is "ar", the others draft.

@@ -269,6 +269,9 @@ def test_what_a_history_remembers():
         history, rejected=jnp.array([2e6]), foretold=jnp.array([1e6]), survival=jnp.zeros((1, 3))
     )
     np.testing.assert_allclose(note_block(history, survival).survival, survival**2, rtol=1e-4)
+    promised = 0.98 * history.promised + np.sum(survival[:, :2] ** 2)
+    other = note_verdict(history, survival, jnp.array([2]), jnp.array([2]))
+    np.testing.assert_allclose(other.promised, promised, rtol=1e-4)
 
 
 def profile_of(verify, draft, parallel) -> Profile:

@@ -97,10 +97,10 @@ def test_flex_comes_near_the_best_fixed_schedule(size: int) -> None:
     for domain in DOMAINS:
         length, survival, accepted = batches(domain, size)
         steps = sum(map(sequential_steps, np.asarray(length), np.asarray(accepted)))
+        plain = COSTS[size][0] * jnp.sum(jnp.max(length, axis=1) - 1)
         for scale, error, least in CASES:
             costs = jnp.array(COSTS[size]).at[1:].multiply(scale)
             believed = costs.at[1:].multiply(error)
-            plain = costs[0] * jnp.sum(jnp.max(length, axis=1) - 1)
             best = min(plain, steps * costs[-1] + len(length) * (costs[1] - costs[0]))
             share = best / jnp.sum(times(length, survival, accepted, costs, believed))
             print(f"{domain}, {size} rows, {scale} of the costs, {error} believed: {share:.3f}")
