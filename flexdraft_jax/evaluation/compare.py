@@ -15,10 +15,7 @@ from typing import Any
 
 from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.evaluation.decode_speed import temperature_name
-from flexdraft_jax.evaluation.decode_tables import (
-    prompts_name,
-    without_threads,
-)
+from flexdraft_jax.evaluation.decode_tables import prompts_name, without_threads
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.evaluation.timing import Spread
 

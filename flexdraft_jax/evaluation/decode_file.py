@@ -24,11 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from flexdraft_jax.checkpoints.paths import MAX_DEPTH, depth_of
-from flexdraft_jax.data.conversations import (
-    count_lines,
-    parse_object,
-    read_lines,
-)
+from flexdraft_jax.data.conversations import count_lines, parse_object, read_lines
 from flexdraft_jax.data.fingerprints import (
     claim_output,
     file_digest,
@@ -41,11 +37,7 @@ from flexdraft_jax.decoding.engine import DecodeEngine
 from flexdraft_jax.decoding.requests import Request, integer
 from flexdraft_jax.decoding.rows import nan_message
 from flexdraft_jax.evaluation.file_progress import FileProgress
-from flexdraft_jax.evaluation.file_stats import (
-    FileSummary,
-    stats_record,
-    summarise,
-)
+from flexdraft_jax.evaluation.file_stats import FileSummary, stats_record, summarise
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.measure import decode_text
 from flexdraft_jax.evaluation.ordered_files import OrderedFiles, Record

@@ -2,7 +2,6 @@
 
 import math
 import time
-from types import TracebackType
 
 import rich.progress
 from rich.console import Console
@@ -39,12 +38,7 @@ class FileProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def finished(self, answer: Answer | None) -> None:

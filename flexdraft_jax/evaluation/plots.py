@@ -5,11 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from flexdraft_jax.evaluation.decode_speed import DecodeRow, temperature_name
-from flexdraft_jax.evaluation.decode_tables import (
-    method_name,
-    prompts_name,
-    without_threads,
-)
+from flexdraft_jax.evaluation.decode_tables import method_name, prompts_name, without_threads
 
 
 def plot_throughput(rows: Sequence[DecodeRow], path: str) -> None:
