@@ -7,6 +7,8 @@ EXTRAS ?=
 # A file's tests share compiled programs, so they stay together.
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 SHELL := /usr/bin/env bash
+# Nothing here needs PyTorch, so nobody has to read that it is missing.
+export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo test test-all test-tpu wheel wheel-test docs lint format typecheck clean

@@ -3,8 +3,8 @@
 And what a device does at best, to hold them against.
 """
 
-import collections
 import dataclasses
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +54,7 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread
 def interleave(timers: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Calls every timer in turn, `repeats` times over, and collects what they return.
 
-    Each repeat begins with another one, as what comes before a measurement may weigh on it.
+    Each repeat has an order of its own, as what comes before a measurement may weigh on it.
 
     Raises:
         ValueError: `repeats` under 1.
@@ -62,11 +62,10 @@ def interleave(timers: Mapping[str, Callable[[], float]], repeats: int) -> dict[
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: must be at least 1")
     values: dict[str, list[float]] = {name: [] for name in timers}
-    order = collections.deque(timers)
+    orders = random.Random(0)
     for _ in range(repeats):
-        for name in order:
+        for name in orders.sample(list(timers), len(timers)):
             values[name].append(timers[name]())
-        order.rotate(-1)
     return values
 
 

@@ -1,5 +1,7 @@
 """Repeats, medians and ratios."""
 
+import functools
+
 import pytest
 
 from flexdraft_jax.evaluation.timing import Spread, interleave, ratios
@@ -12,9 +14,12 @@ def test_timers_take_turns() -> None:
         calls.append(name)
         return float(len(calls))
 
-    values = interleave({"a": lambda: timer("a"), "b": lambda: timer("b")}, repeats=3)
-    assert calls == ["a", "b", "b", "a", "a", "b"]
-    assert values == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+    values = interleave({name: functools.partial(timer, name) for name in "abc"}, repeats=20)
+    repeats = [calls[i : i + 3] for i in range(0, 60, 3)]
+    assert all(sorted(repeat) == ["a", "b", "c"] for repeat in repeats)
+    assert len({*map(tuple, repeats)}) == 6  # All orders.
+    for name in "abc":
+        assert values[name] == [i + 1.0 for i, called in enumerate(calls) if called == name]
 
 
 def test_no_repeats_are_refused() -> None:
