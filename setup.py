@@ -48,7 +48,11 @@ setup(
             "pytest-xdist>=3.6",
             "setuptools>=77",
         ],
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"],
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.5,<10",
+            "mkdocstrings[python]>=0.27",
+        ],
         "peers": ["torch>=2.5"],
         # JAX for accelerators; the range is that of `jax` above.
         "cuda": ["jax[cuda12]>=0.10,<0.12"],

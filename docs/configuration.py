@@ -39,8 +39,9 @@ does not exist and a value of the wrong kind are refused. Fields without a defau
 by the file.
 
 Flags of scripts without a section here, such as `train/regenerate.py`, are told by their `--help`.
-One default differs: `confidence_threshold` is 0.01 in `fd.generate`, `fd.stream`, `fd.Request` and
-`infer/decode_file.py`, and 0 in the other scripts that have it.
+Two defaults differ among them: `confidence_threshold` is 0.01 in `fd.generate`, `fd.stream`,
+`fd.Request` and `infer/decode_file.py`, and 0 in the other scripts that have it; and
+`max_new_tokens` is what suits each.
 """
 
 _SECTIONS: tuple[tuple[str, str, type], ...] = (

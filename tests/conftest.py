@@ -6,7 +6,6 @@ from JAX's persistent cache has crashed on the CPU.
 """
 
 import dataclasses
-import gc
 import os
 import subprocess
 import sys
@@ -28,19 +27,14 @@ import flexdraft_jax as fd  # noqa: E402
 from flexdraft_jax.config import Experts  # noqa: E402
 from flexdraft_jax.data.chat import build_byte_tokenizer  # noqa: E402
 from flexdraft_jax.evaluation.loading import Models  # noqa: E402
-
-_MEMORY_MAPS = Path("/proc/self/maps")  # Linux alone has the file, and the limit.
-# Each compiled program maps a few dozen; at vm.max_map_count, 65,530 by default, XLA crashes.
-_MAX_MEMORY_MAPS = 30_000
+from flexdraft_jax.evaluation.programs import forget_programs_if_many  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs_before_there_are_too_many() -> Iterator[None]:
-    """Drops all compiled programs behind a module once they have taken many memory maps."""
+    """Behind a module, whose tests share them."""
     yield
-    if _MEMORY_MAPS.exists() and _MEMORY_MAPS.read_bytes().count(b"\n") > _MAX_MEMORY_MAPS:
-        jax.clear_caches()
-        gc.collect()
+    forget_programs_if_many()
 
 
 TINY_CONFIG = fd.TargetConfig(

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import flexdraft_jax as fd
 from flexdraft_jax.training.config import TrainDraftConfig, TrainTargetConfig
 from flexdraft_jax.training.config_files import apply_overrides, load_config
 
@@ -210,6 +211,12 @@ def test_navigation_has_every_page() -> None:
     assert sorted(listed) == [path.name for path in sorted((ROOT / "docs").glob("*.md"))]
     readme = {link for link in links(PAGE["README.md"]) if link.startswith("docs/")}
     assert {f"docs/{page}" for page in listed if page != "index.md"} <= readme
+
+
+def test_every_public_name_is_described() -> None:
+    called = re.findall(r"^::: flexdraft_jax\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    fields = re.findall(r"`fd\.(\w+)`", (ROOT / "docs/configuration.md").read_text())
+    assert set(called) <= set(fd.__all__) <= {*called, *fields}
 
 
 def test_citation_is_of_this_version() -> None:

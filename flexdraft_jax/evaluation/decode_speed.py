@@ -9,6 +9,7 @@ from typing import NamedTuple
 from flexdraft_jax.decoding.costs import FIXED_SCHEDULES
 from flexdraft_jax.evaluation.decode_details import DecodeDetails, measure_details
 from flexdraft_jax.evaluation.methods import Batch, Method, Tokens
+from flexdraft_jax.evaluation.programs import forget_programs_if_many
 from flexdraft_jax.evaluation.timing import (
     Progress,
     Spread,
@@ -103,6 +104,7 @@ def measure_decoding(
         raise ValueError(f"{len(prompts)} prompts: must be a multiple of batch_size={batch_size}")
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     where = f"{domain}, batch {batch_size}{temperature_name(temperature)}"
+    forget_programs_if_many()
     calls = {}
     for method in methods:
         progress(f"{where}, {method.label}: compiling and warming up")

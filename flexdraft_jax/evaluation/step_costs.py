@@ -13,6 +13,7 @@ from flexdraft_jax.decoding.batch import start
 from flexdraft_jax.decoding.costs import NEXT_TO_NOTHING, StepCosts, Variant, flex_buckets
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import Sizes
+from flexdraft_jax.evaluation.programs import forget_programs_if_many
 from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.evaluation.timing import Progress, Spread, interleave, ratios, silent
 from flexdraft_jax.models.draft import Draft
@@ -100,6 +101,7 @@ def measure_steps(
     variants = list(dict.fromkeys([PLAIN_STEP, *variants]))
     for batch_size in batch_sizes:
         progress(f"step costs, batch {batch_size}")
+        forget_programs_if_many()
         timers = {
             str(variant): StepTimer(target, draft, variant, batch_size, num_slots, num_steps)
             for variant in variants
@@ -153,6 +155,7 @@ def measure_costs(
     for block_size, rows, num_slots in itertools.product(block_sizes, rows_of_device, slot_counts):
         batch_size = rows * parts
         progress(f"step costs, n = {block_size}, batch {batch_size}, {num_slots} cache slots")
+        forget_programs_if_many()
         buckets = flex_buckets(block_size)
         largest = Variant("sequential", block_size - 1)
         variants = [Variant("ar", 0), *(Variant("ar", count) for count in buckets), largest]

@@ -92,13 +92,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for all entries together")
     parser.add_argument("--tries", type=int, default=None, help="of each entry, whatever they take")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", help="one fault, by its seed as it was printed")
     parser.add_argument("--only", default="", help="parts of entries' names, with | between them")
     parser.add_argument("--most_faults", type=int, default=5, help="that are printed of an entry")
     parser.add_argument("--refusals", action="store_true", help="print the usual errors")
     args = parser.parse_args()
     entries = [e for e in ENTRIES if any(part in e.name for part in args.only.split("|"))]
+    if args.again is not None:
+        entries = [e for e in ENTRIES if args.again.partition(" ")[2].rpartition(" ")[0] == e.name]
+        args.tries = 1
     if not entries:
-        parser.error(f"--only={args.only!r}: must be part of one of {[e.name for e in ENTRIES]}")
+        named = f"--again={args.again!r}" if args.again is not None else f"--only={args.only!r}"
+        parser.error(f"{named}: must name one of {[e.name for e in ENTRIES]}")
     logging.disable(logging.CRITICAL)  # Libraries speak of what is wrong, too.
     rows = []
     with tempfile.TemporaryDirectory(prefix="fuzz") as scratch:
@@ -107,7 +112,7 @@ def main() -> None:
             counts = {"accepted": 0, "refused": 0, "faults": 0}
             tries, end = 0, time.monotonic() + args.seconds / len(entries)
             while tries < args.tries if args.tries is not None else time.monotonic() < end:
-                seed = f"{args.seed} {entry.name} {tries}"
+                seed = args.again or f"{args.seed} {entry.name} {tries}"
                 outcome = attempt(entry, seed, Path(scratch) / "folder", refusals)
                 tries += 1
                 if outcome in counts:

@@ -36,7 +36,7 @@ def _anything(rng: random.Random) -> Any:
 _GOOD: dict[str, tuple[Any, ...]] = {
     "prompts": (_PROMPTS, [np.array([1, 2, 3]), (256, 72, 257)]),
     "max_new_tokens": (6, [0, 6], np.int64(5), np.array([4, 6])),
-    "schedule": ("ar", "sequential"),
+    "schedule": ("ar", "parallel", "sequential", "flex"),
     "block_size": (None,),
     "confidence_threshold": (0.01, 0.0, 1, np.float32(0.3)),
     "pruning_strategy": ("cumulative_product",),
@@ -108,7 +108,7 @@ def _generate(rng: random.Random, folder: Path) -> Trial:
 def _engine() -> fd.DecodeEngine:
     models = tiny.models()
     return fd.DecodeEngine(
-        models.target, None, batch_size=2, schedule="ar", prompt_chunk=32, max_length=96
+        models.target, models.draft, batch_size=2, prompt_chunk=32, max_length=96
     )
 
 
