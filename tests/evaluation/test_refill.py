@@ -1,7 +1,5 @@
 """Refilled rows beside fixed batches: the same answers, and a table."""
 
-import itertools
-
 from flexdraft_jax.evaluation import refill
 from flexdraft_jax.evaluation.refill import measure_refill, mixed_requests
 
@@ -14,12 +12,16 @@ def test_requests_are_of_all_lengths(models) -> None:
 
 
 def test_both_ways_are_measured_on_the_same_answers(models, monkeypatch) -> None:
-    times = itertools.cycle([4.0, 2.0, 2.0, 4.0])  # Fixed, refilled; the other way round.
+    times = iter([4.0, 4.0, 2.0, 2.0])  # Fixed twice, then refilled.
+
+    def in_order(timers, repeats):
+        return {name: [timer() for _ in range(repeats)] for name, timer in timers.items()}
 
     def seconds(action):
         action()
         return next(times)
 
+    monkeypatch.setattr(refill, "interleave", in_order)
     monkeypatch.setattr(refill, "seconds", seconds)
     requests = mixed_requests(models.tokenizer, 7, longest=12)
     report = measure_refill(models.target, None, requests, batch_size=2, schedule="ar", repeats=2)

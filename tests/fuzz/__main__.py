@@ -92,14 +92,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for all entries together")
     parser.add_argument("--tries", type=int, default=None, help="of each entry, whatever they take")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--again", help="one fault, by its seed as it was printed")
+    parser.add_argument("--again", help="one fault, by its seed, such as '0 a draft 17'")
     parser.add_argument("--only", default="", help="parts of entries' names, with | between them")
     parser.add_argument("--most_faults", type=int, default=5, help="that are printed of an entry")
     parser.add_argument("--refusals", action="store_true", help="print the usual errors")
     args = parser.parse_args()
     entries = [e for e in ENTRIES if any(part in e.name for part in args.only.split("|"))]
     if args.again is not None:
-        entries = [e for e in ENTRIES if args.again.partition(" ")[2].rpartition(" ")[0] == e.name]
+        entries = [e for e in ENTRIES if re.fullmatch(rf"\d+ {re.escape(e.name)} \d+", args.again)]
         args.tries = 1
     if not entries:
         named = f"--again={args.again!r}" if args.again is not None else f"--only={args.only!r}"
