@@ -97,13 +97,15 @@ def main() -> None:
     parser.add_argument("--most_faults", type=int, default=5, help="that are printed of an entry")
     parser.add_argument("--refusals", action="store_true", help="print the usual errors")
     args = parser.parse_args()
-    entries = [e for e in ENTRIES if any(part in e.name for part in args.only.split("|"))]
-    if args.again is not None:
+    if args.again is None:
+        named = f"--only={args.only!r}: must be part of"
+        entries = [e for e in ENTRIES if any(part in e.name for part in args.only.split("|"))]
+    else:
+        named = f"--again={args.again!r}: must be a number, a name and a number, the name"
         entries = [e for e in ENTRIES if re.fullmatch(rf"\d+ {re.escape(e.name)} \d+", args.again)]
         args.tries = 1
     if not entries:
-        named = f"--again={args.again!r}" if args.again is not None else f"--only={args.only!r}"
-        parser.error(f"{named}: must name one of {[e.name for e in ENTRIES]}")
+        parser.error(f"{named} one of {[e.name for e in ENTRIES]}")
     logging.disable(logging.CRITICAL)  # Libraries speak of what is wrong, too.
     rows = []
     with tempfile.TemporaryDirectory(prefix="fuzz") as scratch:
