@@ -35,7 +35,7 @@ from flexdraft_jax.models.cache import Cache, commit, init_cache
 
 # Of plain steps, flex takes as many before it chooses again.
 _PLAIN_STEPS = 4
-# Steps done, the index of the next one's variant or, where there is none, their number; the batch.
+# Steps done, what comes next (the index of a variant or, behind the last, why none), the batch.
 Carry = tuple[jax.Array, jax.Array, DecodeState]
 
 
@@ -80,7 +80,7 @@ def read_prompt_chunk(
     logits = program.apply(variables, "target_logits", hidden)
     bonus = target_token(program, logits, part, part.length[:, None])[:, 0]
     # A row that reads on gets a block that means nothing, and another one later.
-    part = first_block(program, variables, part, bonus)
+    part = first_block(program, variables, part, bonus, jnp.any(last))
     # The prompt's own token is the bonus of no step.
     part = emit(program, part, Verdict(jnp.zeros_like(bonus), bonus), num_drafts=0)
     if rows is None:
@@ -173,8 +173,8 @@ def run(
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     """Decodes until `max_steps` are done, too few rows are left, or a row's cache is full.
 
-    Full means that fewer than n slots are left, so that the next block might not fit; a caller
-    that comes back with a larger cache goes on from there.
+    Full means that what the next step writes does not fit; a caller that comes back with a larger
+    cache goes on from there.
 
     Args:
         program: the compiled choices.
@@ -188,15 +188,15 @@ def run(
         The state, how many steps were done, and whether a running row's cache is full.
     """
 
-    def full(state: DecodeState) -> jax.Array:
-        needed = state.length + program.block_size
-        return jnp.any(state.active & (needed > state.cache.num_slots))
-
     ended = len(program.variants)
+    full = ended + 1
+    num_candidates = jnp.array([variant.num_drafts + 1 for variant in program.variants])
 
     def ready(done: jax.Array, state: DecodeState, index: jax.Array) -> Carry:
         """For the next step, of the variant `index` if there is one."""
-        goes_on = (done < max_steps) & (jnp.sum(state.active) >= min_active) & ~full(state)
+        needed = jnp.max(jnp.where(state.active, state.length, 0)) + num_candidates[index]
+        index = jnp.where(needed > state.cache.num_slots, full, index)
+        goes_on = (done < max_steps) & (jnp.sum(state.active) >= min_active)
         return done, jnp.where(goes_on, index, ended), state
 
     def steps_of(index: int, carry: Carry) -> Carry:
@@ -233,6 +233,5 @@ def run(
         carry = steps_of_each(carry)
     else:
         carry = jax.lax.while_loop(lambda carry: carry[1] < ended, steps_of_each, carry)
-    done, _, state = carry
-    state = program.place(state)
-    return state, done, full(state)
+    done, index, state = carry
+    return program.place(state), done, index == full

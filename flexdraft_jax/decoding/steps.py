@@ -14,6 +14,7 @@ same numbers. An "ar" step drafts nothing; with v = 0 it is plain decoding.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from flexdraft_jax.decoding.confidence import (
 )
 from flexdraft_jax.decoding.costs import Variant
 from flexdraft_jax.decoding.flex import (
+    DraftHistory,
     FlexCosts,
     choose_variant,
     empty_history,
@@ -167,14 +169,33 @@ def _next_block(
 
 
 def first_block(
-    program: DecodeProgram, variables: Variables, state: DecodeState, bonus: jax.Array
+    program: DecodeProgram,
+    variables: Variables,
+    state: DecodeState,
+    bonus: jax.Array,
+    wanted: jax.Array,
 ) -> DecodeState:
-    """Drafts the candidates behind a prompt that has just been committed; its history begins."""
+    """Drafts the candidates behind a prompt that has just been committed; its history begins.
+
+    Args:
+        program: the compiled choices.
+        variables: target and draft parameters.
+        state: of rows that read.
+        bonus: [B] the prompts' next tokens.
+        wanted: scalar bool, whether any prompt ends here.
+    """
     if not program.drafts:
         return dataclasses.replace(state, block=_undrafted_block(state.block, bonus))
-    hidden = _draft_group(program, variables, state)
-    block = _next_block(program, variables, state, hidden, bonus)
-    history = note_block(empty_history(len(bonus), program.block_size), block.survival)
+
+    def draft(_: Any) -> tuple[jax.Array, CandidateBlock, DraftHistory]:
+        hidden = _draft_group(program, variables, state)
+        block = _next_block(program, variables, state, hidden, bonus)
+        history = note_block(empty_history(len(bonus), program.block_size), block.survival)
+        return jnp.zeros_like(wanted), block, history
+
+    # Once or not at all: XLA keeps what is inside of a `cond` on a single core of a CPU.
+    nothing = wanted, state.block, state.history
+    _, block, history = jax.lax.while_loop(lambda carry: carry[0], draft, nothing)
     return dataclasses.replace(state, block=block, history=history)
 
 

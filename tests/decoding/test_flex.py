@@ -143,6 +143,23 @@ def test_only_ratios_of_costs_count():
         assert chosen(costs, curve, now) == chosen(1e-3 * costs, curve, now)
 
 
+def test_no_block_is_worth_more_than_the_answer_has_room_for():
+    costs, sure = [1.0, 2.0, 3.2, 4.2], np.ones(4)  # Five tokens for 4.2 plain steps.
+
+    def least_room(block) -> int:
+        """Tokens that have to be left for a draft; it is made wherever more are."""
+        drafts = [DRAFTS[chosen(costs, sure, block, remaining=count)] for count in range(1, 12)]
+        assert drafts == sorted(drafts)
+        return 1 + drafts.index(True)
+
+    # Four tokens are more than a step of three drafts costs, and than a block and that step.
+    assert least_room(sure) == 4
+    assert least_room(np.zeros(4)) == 5
+    # A row that is about to end counts with its bonus alone.
+    assert not DRAFTS[chosen(costs, [sure, sure], [sure, sure], remaining=[1, 9])]
+    assert DRAFTS[chosen(costs, [sure, sure], [sure, sure], remaining=[0, 9])]
+
+
 def test_rows_are_weighed_together_and_finished_ones_not_at_all():
     costs = [1.0, 1.5, 2.0, 2.4]
     good, bad = [0.99, 0.98, 0.97, 0.96], [0.1, 0.01, 0.0, 0.0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import flexdraft_jax as fd
+from flexdraft_jax.decoding.costs import Profile, StepCosts
 from flexdraft_jax.decoding.loop import read_prompt_chunk, run
 from flexdraft_jax.decoding.requests import Request
 from flexdraft_jax.decoding.sizes import Sizes
@@ -67,6 +68,18 @@ def test_a_full_cache_grows_and_nothing_is_done_twice(begin, decode, draft, prom
     decoding.advance(10_000)
     assert decoding.num_slots == 128
     assert decoding.output() == expected
+
+
+def test_a_cache_is_used_to_the_last_slot(begin, draft, prompts):
+    """A step that verifies less needs less room, as drafts that nobody verified are not written."""
+    length = max(map(len, prompts))
+    plain = begin(None, prompts, 40, "ar", sizes=Sizes(16, 32, 128))
+    assert plain.run(10_000) == (32 - length, True)
+    assert int(plain.state.length.max()) == 32
+    dear = dict.fromkeys((3, 4), 99.0)
+    never = Profile((StepCosts(5, 8, 32, {0: 1.0, **dear}, 99.0, {v: 999.0 for v in dear}),))
+    flex = begin(draft, prompts, 40, "flex", sizes=Sizes(16, 32, 128), profile=never)
+    assert flex.run(10_000) == (32 - length, True)
 
 
 def test_a_cache_may_shrink_to_what_rows_need(begin, decode, draft, prompts):
