@@ -20,7 +20,7 @@ its exit status is 1 where ours became worse, which is for rows that are in both
 - tau, where it is lower by more than 1 %, except for flex, which chooses its steps for speed;
 - equality, where fewer prompts than before, even by one, are answered like plain decoding; parting
   from it at a near-tie counts as equal. With --forced_acceptance there is none.
-Memory and compilation are not compared.
+Memory and compilation are not compared; rows of one report alone are listed.
 
 Flex chooses by what steps cost: --measure_costs measures that at each batch size, with the smallest
 and the largest cache that its calls use, and without it what infer/measure_steps.py wrote before is
@@ -37,13 +37,17 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.evaluation.benchmark import (
     benchmark_models,
     benchmark_random,
 )
-from flexdraft_jax.evaluation.benchmark_report import PARTS, BenchmarkSettings
+from flexdraft_jax.evaluation.benchmark_report import (
+    PARTS,
+    BenchmarkReport,
+    BenchmarkSettings,
+)
 from flexdraft_jax.evaluation.compare import compare_reports, read_report
 from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import (
@@ -58,6 +62,7 @@ from flexdraft_jax.evaluation.peer_methods import PEERS
 from flexdraft_jax.evaluation.plots import plot_acceptance, plot_tau, plot_throughput
 from flexdraft_jax.evaluation.prompt_sets import KNOWN_TASKS
 from flexdraft_jax.evaluation.random_targets import RANDOM_TARGETS
+from flexdraft_jax.evaluation.tables import Table
 from flexdraft_jax.parallel.mesh import parse_mesh
 
 _DEFAULT = BenchmarkSettings()
@@ -153,10 +158,14 @@ def main(argv: Sequence[str]) -> None:
     if _COMPARE.value is not None:
         if len(argv) != 2:
             raise app.UsageError(f"--compare needs two files, got {[_COMPARE.value, *argv[1:]]}")
+        for flag in (_JSON, _PLOT, _PLOT_ACCEPTANCE, _PLOT_TAU):
+            if flag.value is not None:
+                raise app.UsageError(f"--{flag.name}: --compare writes tables alone, --markdown")
         compare(_COMPARE.value, argv[1])
         return
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     console = make_console()
     progress = progress_on(console)
     with bad_input_exits():
@@ -192,33 +201,46 @@ def main(argv: Sequence[str]) -> None:
             peers=_PEERS.value,
         )
         mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
+        more = _ASSISTANT.value, save  # What is measured stays, whatever happens to the rest.
         if _RANDOM_TARGET.value:
             report = benchmark_random(
-                _RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh, _ASSISTANT.value
+                _RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh, *more
             )
         else:
             models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
-            report = benchmark_models(models, settings, progress, _ASSISTANT.value)
+            report = benchmark_models(models, settings, progress, *more)
     for table in report.tables():
         console.print(table.to_rich())
-    if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    if _MARKDOWN.value:
-        text = "\n".join(table.to_markdown() for table in report.tables())
-        pathlib.Path(_MARKDOWN.value).write_text(text)
+    save(report)
     with bad_input_exits():
         for flag, draw in plots:
             if flag.value:
                 draw(report.decoding, flag.value)
 
 
+def save(report: BenchmarkReport) -> None:
+    """Writes all of the report that there is to the files asked for."""
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    write_markdown(report.tables())
+
+
+def write_markdown(tables: Sequence[Table]) -> None:
+    """Writes tables to the file asked for, if any."""
+    if _MARKDOWN.value:
+        text = "\n".join(table.to_markdown() for table in tables)
+        pathlib.Path(_MARKDOWN.value).write_text(text)
+
+
 def compare(before: str, after: str) -> None:
-    """Prints what changed between two reports; exits with status 1 where it became worse."""
+    """Shows what changed between two reports; exits with status 1 where it became worse."""
     console = make_console()
     with bad_input_exits():
+        check_outputs(_MARKDOWN.value, others=[before, after])
         comparison = compare_reports(read_report(before), read_report(after))
     for table in comparison.tables():
         console.print(table.to_rich())
+    write_markdown(comparison.tables())
     if comparison.regressions:
         raise SystemExit("\n".join(map(str, comparison.regressions)))
 

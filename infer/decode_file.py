@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.decoding.costs import SCHEDULES
@@ -84,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
     """Answers the file."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     console = make_console(stderr=True)
     with bad_input_exits():
         processes.initialize(pod=_POD.value)

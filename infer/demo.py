@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.evaluation.demo import DemoSettings, run_demo
 from flexdraft_jax.evaluation.highlight import make_console
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the demo."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     with bad_input_exits():
         settings = DemoSettings(
             num_prompts=_NUM_PROMPTS.value,

@@ -11,7 +11,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.decoding.costs import SCHEDULES
@@ -96,6 +96,7 @@ def main(argv: Sequence[str]) -> None:
     """Answers the prompt."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     settings = GenerationSettings(
         max_new_tokens=_MAX_NEW_TOKENS.value,
         schedule=_SCHEDULE.value,

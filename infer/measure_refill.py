@@ -5,7 +5,7 @@ python infer/measure_refill.py --num_requests 1000
 
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.decoding.costs import SCHEDULES
 from flexdraft_jax.evaluation.highlight import make_console
@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     """Measures both."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     console = make_console()
     with bad_input_exits():
         models = load_models(_TARGET.value, _DRAFT.value)

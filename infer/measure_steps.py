@@ -13,7 +13,7 @@ in the file. --trace shows where the time of a step goes, and writes nothing but
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.decoding.costs import Profile, load_profile, profile_path, save_profile
 from flexdraft_jax.evaluation.benchmark import describe_size
@@ -71,10 +71,13 @@ def main(argv: Sequence[str]) -> None:
     """Measures and writes."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     console = make_console()
     progress = progress_on(console)
     with bad_input_exits():
         check_outputs(_OUTPUT.value)
+        if _TRACE.value and pathlib.Path(_TRACE.value).is_file():
+            raise ValueError(f"--trace={_TRACE.value}: must be a folder, and is a file")
         block_sizes = _BLOCK_SIZES.value and integers("block_sizes", _BLOCK_SIZES.value, smallest=2)
         batch_sizes = integers("batch_sizes", _BATCH_SIZES.value)
         slot_counts = integers("num_slots", _NUM_SLOTS.value)

@@ -8,7 +8,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.data.corpus import DOMAINS
 from flexdraft_jax.data.held_out import default_prompts
@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     """Measures both domains."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     with bad_input_exits():
         check_outputs(_JSON.value, _MARKDOWN.value)
         prompts = {domain: default_prompts(domain, _NUM_PROMPTS.value) for domain in DOMAINS}

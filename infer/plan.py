@@ -12,7 +12,7 @@ times are predictions.
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs, check_plot
@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     """Plans."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     jax.config.update("jax_platforms", "cpu")  # Shapes alone; and a TPU that is there stays free.
     console = make_console()
     progress = progress_on(console)

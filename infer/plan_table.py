@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.evaluation.highlight import make_console, progress_on
 from flexdraft_jax.evaluation.loading import bad_input_exits, check_outputs
@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     """Makes both tables, of what is there."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     jax.config.update("jax_platforms", "cpu")
     console = make_console()
     progress = progress_on(console)

@@ -100,6 +100,8 @@ def test_the_fuzzer_runs() -> None:
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "36 tried, 0 faults" in done.stdout
+    none = subprocess.run([*command[:2], "--tries", "0"], env=os.environ, capture_output=True)
+    assert none.returncode == 2 and b"must be positive" in none.stderr
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.checkpoints.hf import load_target
 from flexdraft_jax.config import DraftConfig
@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the benchmark."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     console = make_console()
     progress = progress_on(console)
     # absl has checked that they are among the possible ones.

@@ -6,7 +6,7 @@ python train/make_conversations.py --count 2400 --seed 1 --output runs/conversat
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.data.corpus import DOMAINS, conversation_lines, parse_domains
 from flexdraft_jax.data.held_out import held_out_prompts, write_prompts
@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the program."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     output = pathlib.Path(_OUTPUT.value)
     with bad_input_exits():
         domains = parse_domains(_DOMAINS.value)

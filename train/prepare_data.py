@@ -6,7 +6,7 @@ python train/prepare_data.py --input conversations.jsonl --target path/to/target
 
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.assets import default_directory
 from flexdraft_jax.data.chat import parse_template_kwargs
@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the program."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     with bad_input_exits():
         processes.initialize(pod=_POD.value)
         config = PrepareConfig(

@@ -7,7 +7,7 @@ python train/regenerate.py --input conversations.jsonl --target path/to/target \
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from flexdraft_jax.data.chat import parse_template_kwargs
 from flexdraft_jax.decoding.costs import SCHEDULES
@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the program."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     with bad_input_exits():
         processes.initialize(pod=_POD.value)
         mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build(jax.local_devices())

@@ -206,9 +206,9 @@ def write_safetensors(
             a URL.
     """
     require_local(directory)
-    for name, tensor in tensors.items():
-        require_finite(name, tensor)
     path = pathlib.Path(directory) / SINGLE_FILE
+    for name, tensor in tensors.items():
+        require_finite(name, tensor, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     # The library writes the buffer as it lies in memory: a transposed view would be stored
@@ -223,12 +223,12 @@ def write_safetensors(
     return path
 
 
-def require_finite(name: str, tensor: np.ndarray) -> None:
-    """ValueError that names the tensor if it holds NaN or infinity."""
+def require_finite(name: str, tensor: np.ndarray, path: InputPath) -> None:
+    """ValueError that names the file and the tensor if it holds NaN or infinity."""
     if not _all_finite(tensor):
         bad = int(tensor.size - np.isfinite(tensor).sum())
         raise ValueError(
-            f"tensor {name!r}: {bad} of its {tensor.size} values are NaN or infinite as "
+            f"{path}: tensor {name!r}: {bad} of its {tensor.size} values are NaN or infinite as "
             f"{tensor.dtype}; weights must be finite"
         )
 

@@ -113,7 +113,7 @@ class ParameterReader:
         # Checked after the cast, so that what overflows in it is found as well.
         with np.errstate(over="ignore"):
             values = np.array(stored, self.dtype, order="C", copy=True)
-        require_finite(name, values)
+        require_finite(name, values, self.checkpoint.tensors[name].path)
         return values
 
 

@@ -14,6 +14,7 @@ counted by kind.
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast, get_args
@@ -94,14 +95,14 @@ class Rejected:
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     """Yields number (from 1) and bytes of every line that is not blank.
 
-    Of a line over `MAX_LINE_BYTES` only a beginning of more than that comes.
+    Of a line over `MAX_LINE_BYTES` only a beginning of more than that comes. Byte order marks are
+    left out: files that were put together have them inside.
     """
     with open(path, "rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1 + len(_BYTE_ORDER_MARK)):
             number += 1
-            if number == 1:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
+            line = line.removeprefix(_BYTE_ORDER_MARK)
             if len(line) > MAX_LINE_BYTES:
                 _skip_rest(file, line)
             if line.strip():
@@ -171,21 +172,32 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """Reads the JSON object of one line.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or it has a field twice.
     """
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"line too long: more than {MAX_LINE_BYTES} bytes")
+    pairs: list[tuple[str, Any]] = []
+
+    def note(inner: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = inner  # The outermost object is done last.
+        return dict(inner)
+
     try:
         # Without its end, or an error there would be on line 2.
-        fields = json.loads(line.decode().rstrip("\r\n"))
+        fields = json.loads(line.decode().rstrip("\r\n"), object_pairs_hook=note)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
         raise ValueError("not JSON that can be read: nested too deep") from error
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from error
+    except ValueError as error:  # Python's words are about a setting of Python.
+        raise ValueError("not JSON that can be read: an integer has too many digits") from error
     if not isinstance(fields, dict):
         raise ValueError(f"not an object: {_named(fields)} in place of one")
+    twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+    if twice:
+        raise ValueError(f"fields that are there twice: {', '.join(map(shown, twice))}")
     return fields
 
 

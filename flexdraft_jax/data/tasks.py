@@ -91,7 +91,10 @@ def load_task(name: str, directory: str | os.PathLike[str] | None = None) -> lis
     for place in places:
         files = _files(place, task)
         if files:
-            return [_prompt(task, *record) for path in files for record in _records(path)]
+            prompts = [_prompt(task, *record) for path in files for record in _records(path)]
+            if not prompts:
+                raise ValueError(f"{place}: must hold prompts, and holds none")
+            return prompts
     tfds_files = _tfds_directory(name)
     if tfds_files is not None:
         return [_prompt(task, *record) for record in _tfds_records(tfds_files, task.split)]

@@ -1,7 +1,8 @@
 """Flex: which step comes next, by what steps cost and what drafts have been worth.
 
 Decoding is taken for a process that goes on for ever, up to the last tokens of an answer, and the
-step is chosen that earns the most tokens per millisecond in the long run. Whatever is chosen, greedy and coupled tokens are the same.
+step is chosen that earns the most tokens per millisecond in the long run. Whatever is chosen,
+greedy and coupled tokens are the same.
 
 A draft is accepted with the probability that its confidence and those before it promise together,
 raised to a power: the batch's hazard ratio, how many rejections there have been for each that

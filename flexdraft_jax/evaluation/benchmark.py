@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flexdraft_jax.decoding.costs import Profile, StepCosts, find_profile
-from flexdraft_jax.decoding.requests import Request
+from flexdraft_jax.decoding.requests import Request, check_requests
 from flexdraft_jax.decoding.sizes import sizes_for
 from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
 from flexdraft_jax.evaluation.decode_speed import NearTies, measure_decoding, temperature_name
@@ -47,11 +47,16 @@ _RANDOM_PROMPT_TOKENS = 32
 Prompts = Mapping[str, Mapping[int, Sequence[Sequence[int]]]]
 
 
+def _nowhere(report: BenchmarkReport) -> None:
+    """For who has no use for half of a report."""
+
+
 def benchmark_models(
     models: Models,
     settings: BenchmarkSettings,
     progress: Progress = silent,
     assistant: str | os.PathLike[str] | None = None,
+    save: Callable[[BenchmarkReport], None] = _nowhere,
 ) -> BenchmarkReport:
     """Step costs, and speed on held-out prompts of every task, beside Hugging Face's.
 
@@ -61,6 +66,7 @@ def benchmark_models(
         progress: told about each part.
         assistant: Hugging Face directory of a model that drafts in Hugging Face's assisted
             generation; None leaves it out.
+        save: given what is there, each time that a batch size is done.
 
     Raises:
         ValueError: no draft, too few prompts, or a bad argument of `generate`.
@@ -87,25 +93,29 @@ def benchmark_models(
         for task, reason in skipped.items():
             progress(f"{task}: skipped, {reason}")
     prompts = {task: taken.tokens for task, taken in found.items()}
-    report = _benchmark(
+    empty = BenchmarkReport(
         f"{models.name}, {describe_size(target, draft)}",
-        target,
-        draft,
-        _repeated(prompts, settings.batch_sizes),
+        _facts(target, draft, settings),
         settings,
-        settings.schedules,
-        stop_token_ids=target.eos_token_ids,
-        assistant=assistant,
-        progress=progress,
-    )
-    return dataclasses.replace(
-        report,
+        steps=[],
+        decoding=[],
         skipped=skipped,
         prompt_digests={
             task: hashlib.sha256(repr(rows).encode()).hexdigest()[:8]
             for task, rows in prompts.items()
         },
         num_known_prompts={task: taken.num_known for task, taken in found.items()},
+    )
+    return _benchmark(
+        empty,
+        target,
+        draft,
+        _repeated(prompts, settings.batch_sizes),
+        settings.schedules,
+        stop_token_ids=target.eos_token_ids,
+        assistant=assistant,
+        progress=progress,
+        save=save,
     )
 
 
@@ -116,6 +126,7 @@ def benchmark_random(
     dtype: DTypeLike = "float32",
     mesh: Mesh | None = None,
     assistant: str | os.PathLike[str] | None = None,
+    save: Callable[[BenchmarkReport], None] = _nowhere,
 ) -> BenchmarkReport:
     """Step costs of a target with random weights, and plain decoding beside Hugging Face.
 
@@ -128,26 +139,30 @@ def benchmark_random(
         dtype: of the weights.
         mesh: as for `random_models`.
         assistant: as for `benchmark_models`.
+        save: likewise.
 
     Raises:
-        ValueError: an unknown name, weights that do not divide among the mesh's devices, or costs
-            to measure for flex without a forced acceptance.
+        ValueError: an unknown name, texts longer than the target's context, weights that do not
+            divide among the mesh's devices, or costs to measure for flex without a forced
+            acceptance.
     """
     if settings.measure_costs and settings.forced_acceptance is None:
         raise ValueError("measure_costs=True: a random target has flex with forced_acceptance only")
     target, draft = random_models(name, settings.block_sizes[0], dtype, mesh)
     shape = (max(settings.batch_sizes), _RANDOM_PROMPT_TOKENS)
     prompts = np.random.default_rng(0).integers(0, target.config.vocab_size, shape).tolist()
+    facts = _facts(target, draft, settings)
+    title = f"random weights {name}, {describe_size(target, draft)}"
     return _benchmark(
-        f"random weights {name}, {describe_size(target, draft)}",
+        BenchmarkReport(title, facts, settings, steps=[], decoding=[]),
         target,
         draft,
         {"random tokens": {size: prompts[:size] for size in settings.batch_sizes}},
-        settings,
         () if settings.forced_acceptance is None else settings.schedules,
         stop_token_ids=None,
         assistant=assistant,
         progress=progress,
+        save=save,
     )
 
 
@@ -198,24 +213,24 @@ def _repeated(prompts: Mapping[str, list[list[int]]], batch_sizes: Sequence[int]
 
 
 def _benchmark(
-    name: str,
+    report: BenchmarkReport,
     target: Target,
     draft: Draft,
     prompts: Prompts,
-    settings: BenchmarkSettings,
     schedules: Sequence[str],
     *,
     stop_token_ids: Sequence[int] | None,
     assistant: str | os.PathLike[str] | None,
     progress: Progress,
+    save: Callable[[BenchmarkReport], None],
 ) -> BenchmarkReport:
-    """All parts, whole calls with the schedules named beside plain decoding."""
-    steps, decoding = [], []
-    flex_costs: dict[str, list[StepCosts]] = {}
-    facts = _facts(target, draft, settings)
+    """Fills an empty report: all parts, whole calls with the schedules beside plain decoding."""
+    settings = report.settings
     peer = None
     if "decoding" in settings.parts:
-        # First, as it may be refused.
+        # First, as they may be refused.
+        for rows in itertools.chain.from_iterable(sizes.values() for sizes in prompts.values()):
+            check_requests(target.config, rows, settings.max_new_tokens, 0.0, stop_token_ids)
         peer = hugging_face(target, assistant, settings.peers)
     elif assistant is not None:
         raise ValueError(
@@ -231,16 +246,22 @@ def _benchmark(
             repeats=settings.repeats,
             progress=progress,
         )
+        report = dataclasses.replace(report, steps=steps)
+        save(report)
     if "decoding" in settings.parts:
         reason = skipped_peer(target, settings.peers)
-        facts |= {"peak memory": peak_source(), "huggingface": describe_peer(peer, reason)}
+        more = {"peak memory": peak_source(), "huggingface": describe_peer(peer, reason)}
+        report = dataclasses.replace(report, environment=report.environment | more)
         for temperature, domain in itertools.product(settings.temperatures, prompts):
             for size, rows in prompts[domain].items():
                 profile = None
                 if settings.measure_costs:
                     costs = _flex_costs(target, draft, settings, rows, size, progress)
                     where = prompts_name(domain) + temperature_name(temperature)
-                    flex_costs.setdefault(where, []).extend(costs)
+                    before = report.flex_costs.get(where, [])
+                    report = dataclasses.replace(
+                        report, flex_costs=report.flex_costs | {where: before + costs}
+                    )
                     profile = Profile(tuple(costs))
                 methods = _methods(
                     target, draft, settings, schedules, stop_token_ids, temperature, profile
@@ -253,7 +274,7 @@ def _benchmark(
                     stop_token_ids,
                     temperature,
                 )
-                decoding += measure_decoding(
+                measured = measure_decoding(
                     methods + peers,
                     rows,
                     domain=domain,
@@ -264,7 +285,9 @@ def _benchmark(
                     near_ties=_tie_finder(target, settings, temperature),
                     progress=progress,
                 )
-    return BenchmarkReport(name, facts, settings, steps, decoding, flex_costs=flex_costs)
+                report = dataclasses.replace(report, decoding=report.decoding + measured)
+                save(report)
+    return report
 
 
 def _methods(

@@ -139,13 +139,13 @@ class Comparison:
     Attributes:
         model: of both.
         changes: rows that are in both.
-        num_unmatched: rows that are in one report alone.
+        unmatched: rows that are in one report alone: "before" or "after", and what they measure.
         environment: what differs in it, such as versions: its name, before and after.
     """
 
     model: str
     changes: list[Change]
-    num_unmatched: int
+    unmatched: list[tuple[str, _Key]]
     environment: dict[str, tuple[Any, Any]]
 
     @property
@@ -154,7 +154,7 @@ class Comparison:
         return [change for change in self.changes if change.is_regression]
 
     def tables(self) -> list[Table]:
-        """Whole calls and step costs; only the one that both reports have, if only one."""
+        """Whole calls and step costs, as far as both reports have them, and what one has alone."""
         calls = [change for change in self.changes if not change.is_step]
         steps = [change for change in self.changes if change.is_step]
         tables = []
@@ -164,6 +164,9 @@ class Comparison:
         if steps:
             cells = [_step_cells(c) for c in steps]
             tables.append(self._table("Cost of one step", _STEP_COLUMNS, cells))
+        if self.unmatched:
+            rows = [(report, *_names(key)) for report, key in self.unmatched]
+            tables.append(Table(f"In one report alone: {self.model}", _UNMATCHED_COLUMNS, rows))
         return tables
 
     def _table(
@@ -173,8 +176,6 @@ class Comparison:
             "Medians (lowest-highest). A change of a time is named where the repeats are "
             f"more than {percent(_DRIFT)} apart: whole runs drift."
         ]
-        if self.num_unmatched:
-            notes.append(f"{self.num_unmatched} rows are in one report alone.")
         notes += [f"{name}: {a} before, {b} after." for name, (a, b) in self.environment.items()]
         return Table(f"{title}: {self.model}", columns, rows, " ".join(notes))
 
@@ -214,7 +215,12 @@ def compare_reports(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comp
     return Comparison(
         before["model"],
         [_change(key, old[key], new[key], forced) for key in shared],
-        len(old.keys() ^ new.keys()),
+        [
+            (report, key)
+            for report, rows, others in (("before", old, new), ("after", new, old))
+            for key in rows
+            if key not in others
+        ],
         different,
     )
 
@@ -227,7 +233,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: there is no file that can be read.
     """
     try:
-        report = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        report = json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
         repeats = int(report["settings"]["repeats"])
         # Whatever the comparison looks up, it finds.
         if not isinstance(report["model"], str) or not isinstance(report["environment"], dict):
@@ -312,20 +318,30 @@ def _check_same(name: str, before: object, after: object) -> None:
         raise ValueError(f"the reports don't match: {name} is {before!r} and {after!r}")
 
 
+_ROW_COLUMNS = ("prompts", "method", "batch", "n", "temperature")
 _CALL_COLUMNS = (
-    *("prompts", "method", "batch", "n", "temperature", "tokens/s before", "after"),
+    *(*_ROW_COLUMNS, "tokens/s before", "after"),
     *("change", "first token, ms", "tau", "equal to plain", ""),
 )
 _STEP_COLUMNS = ("step", "batch", "n", "ms before", "after", "change", "")
+_UNMATCHED_COLUMNS = ("report", *_ROW_COLUMNS)
+
+
+def _names(key: _Key) -> tuple[str, ...]:
+    """Cells that say what a row measures."""
+    domain, method, batch_size, block_size, temperature = key
+    return (
+        prompts_name(domain) if domain else "one step",
+        "plain decoding" if method == "ar" else method,
+        str(batch_size),
+        str(block_size),
+        f"{temperature:g}",
+    )
 
 
 def _call_cells(c: Change) -> tuple[str, ...]:
     return (
-        prompts_name(c.domain),
-        "plain decoding" if c.method == "ar" else c.method,
-        str(c.batch_size),
-        str(c.block_size),
-        f"{c.temperature:g}",
+        *_names((c.domain, c.method, c.batch_size, c.block_size, c.temperature)),
         f"{c.before:.0f}",
         f"{c.after:.0f}",
         _percent_change(c.before, c.after),

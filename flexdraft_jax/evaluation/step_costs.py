@@ -97,8 +97,9 @@ def measure_steps(
     Raises:
         ValueError: a cache without room, or `repeats` under 1.
     """
-    rows = []
     variants = list(dict.fromkeys([PLAIN_STEP, *variants]))
+    check_room([variant.block_size for variant in variants], [num_slots])
+    rows = []
     for batch_size in batch_sizes:
         progress(f"step costs, batch {batch_size}")
         forget_programs_if_many()
@@ -150,6 +151,7 @@ def measure_costs(
     Raises:
         ValueError: a cache without room, or `repeats` under 1.
     """
+    check_room(block_sizes, slot_counts)
     parts = row_devices(mesh_of(target.params))
     rows_of_device = dict.fromkeys(-(-batch_size // parts) for batch_size in batch_sizes)
     for block_size, rows, num_slots in itertools.product(block_sizes, rows_of_device, slot_counts):
@@ -219,6 +221,15 @@ def costs_table(costs: Sequence[StepCosts], title: str) -> Table:
     )
 
 
+def check_room(block_sizes: Sequence[int], slot_counts: Sequence[int]) -> None:
+    """Raises ValueError for the first cache with less room than two blocks."""
+    for block_size, num_slots in itertools.product(block_sizes, slot_counts):
+        if num_slots < 2 * block_size:
+            raise ValueError(
+                f"num_slots={num_slots}: must be at least 2 * block_size={2 * block_size}"
+            )
+
+
 class StepTimer:
     """Seconds per step, from many steps inside one call of the compiled loop.
 
@@ -251,10 +262,7 @@ class StepTimer:
             ValueError: a cache with less room than two blocks.
         """
         block_size = variant.block_size
-        if num_slots < 2 * block_size:
-            raise ValueError(
-                f"num_slots={num_slots}: must be at least 2 * block_size={2 * block_size}"
-            )
+        check_room([block_size], [num_slots])
         row = Request(
             prompt=(0,),
             max_new_tokens=num_slots - block_size,

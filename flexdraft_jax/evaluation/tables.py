@@ -29,7 +29,8 @@ class Table:
         """For a `rich` console. Title and note may be wider than the table."""
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i == 0 else "right")
+            # Where there is no room, rather in pieces than cut off.
+            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in self.rows:
             # Cells are text, and not markup, whatever they hold.
             table.add_row(*map(Text, row))

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 
 from flexdraft_jax.decoding.costs import FIXED_SCHEDULES
-from flexdraft_jax.evaluation.step_costs import StepTimer, StepVariant
+from flexdraft_jax.evaluation.step_costs import StepTimer, StepVariant, check_room
 from flexdraft_jax.evaluation.tables import Table, percent
 from flexdraft_jax.evaluation.timing import Progress, measure_peaks, silent
 from flexdraft_jax.models.draft import Draft
@@ -281,6 +281,7 @@ def trace_tables(
     Raises:
         ValueError: a cache without room, or as for `read_events`.
     """
+    check_room(block_sizes, slot_counts)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     peaks = measure_peaks(target.dtype)

@@ -30,6 +30,7 @@ from flexdraft_jax.checkpoints.weights import (
 )
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+FILE = Path("model.safetensors")
 
 
 def _shards(path, index=None):
@@ -199,15 +200,15 @@ def test_dtype_unknown_to_the_format(tmp_path):
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 def test_non_finite_is_found(dtype, bad):
     values = np.linspace(-3e4, 3e4, 1000).astype(dtype)
-    require_finite("w", values)
-    require_finite("w", np.zeros(0, dtype))
+    require_finite("w", values, FILE)
+    require_finite("w", np.zeros(0, dtype), FILE)
     values[123] = bad
-    with pytest.raises(ValueError, match="tensor 'w': 1 of its 1000 values"):
-        require_finite("w", values)
+    with pytest.raises(ValueError, match="model.safetensors: tensor 'w': 1 of its 1000 values"):
+        require_finite("w", values, FILE)
 
 
 def test_the_largest_bfloat16_is_finite():
-    require_finite("w", np.array([0x7F7F, 0xFF7F], np.uint16).view(BF16))
+    require_finite("w", np.array([0x7F7F, 0xFF7F], np.uint16).view(BF16), FILE)
 
 
 def test_overflow_in_the_cast_is_found(tmp_path):

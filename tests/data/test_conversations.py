@@ -54,7 +54,9 @@ def test_every_shape_is_read():
         (b"{", "not JSON: "),
         (b"\xff{}", "not UTF-8: invalid start byte at byte 0"),
         (b"[" * 100_000, "not JSON that can be read: nested too deep"),
+        (b'{"text": ' + b"1" * 5000 + b"}", "not JSON that can be read: an integer has too many"),
         (b"[1]", "not an object: a list in place of one"),
+        (b'{"text": "a", "b": {"c": 1}, "text": "b"}', 'fields that are there twice: "text"$'),
         (b'{"a": 1, "b": 2}', "no known field: .* has a, b"),
         (b"{}", "no known field: .* has none"),
         (b'{"messages": []}', "no messages: messages is empty"),
@@ -111,7 +113,8 @@ def test_no_line_raises_anything_but_a_reason(line):
 def test_a_file_is_read_around_its_bad_lines(tmp_path):
     good = json.dumps({"prompt": "Hi", "response": "Hello"}).encode()
     long = json.dumps({"text": "é" * MAX_LINE_BYTES}, ensure_ascii=False).encode()
-    lines = [b"\xef\xbb\xbf" + good, b"", b"  \r", b'{"prompt": "\xff"}', long, b"{", good]
+    marked = b"\xef\xbb\xbf" + good
+    lines = [marked, b"", b"  \r", b'{"prompt": "\xff"}', long, b"{", marked]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(lines))
     lines = dict(read_lines(path))

@@ -141,6 +141,7 @@ def test_a_task_that_is_not_there_says_where_it_was_looked_for(caches) -> None:
         ('{"problem": ""}', "record 1: must have text in 'problem'"),
         ('{"problem": 3}', "record 1: must have text"),
         ("[]", "line 1: not an object"),
+        ("\n", "math500.jsonl: must hold prompts, and holds none"),
     ],
 )
 def test_broken_files_are_named(text: str, message: str, tmp_path) -> None:

@@ -14,7 +14,7 @@ from flexdraft_jax.evaluation.benchmark import (
     benchmark_random,
     describe_size,
 )
-from flexdraft_jax.evaluation.benchmark_report import BenchmarkSettings
+from flexdraft_jax.evaluation.benchmark_report import BenchmarkReport, BenchmarkSettings
 from flexdraft_jax.evaluation.loading import Models
 from flexdraft_jax.evaluation.peers import has_torch
 from flexdraft_jax.evaluation.plots import plot_acceptance, plot_tau, plot_throughput
@@ -31,7 +31,11 @@ SETTINGS = BenchmarkSettings(
 
 def test_both_domains_are_measured_beside_plain_decoding(models) -> None:
     lines: list[str] = []
-    report = benchmark_models(models, SETTINGS, lines.append)
+    parts: list[BenchmarkReport] = []
+    report = benchmark_models(models, SETTINGS, lines.append, save=parts.append)
+    # Each part is kept when it is done.
+    assert [len({row.domain for row in part.decoding}) for part in parts] == [0, 1, 2]
+    assert all(part.steps == report.steps for part in parts) and parts[-1] == report
     methods = ["ar", "sequential", "flex"] + ["huggingface"] * has_torch()
     assert [(r.domain, r.method.split(",")[0]) for r in report.decoding] == [
         (domain, method) for domain in ("word_problems", "code") for method in methods
@@ -178,6 +182,12 @@ def test_costs_that_nobody_would_choose_by_are_not_measured(other: dict[str, Any
         dataclasses.replace(SETTINGS, measure_costs=True, **other)
     with pytest.raises(ValueError, match="measure_costs=True: .* forced_acceptance only"):
         benchmark_random("1m", dataclasses.replace(SETTINGS, measure_costs=True))
+
+
+def test_texts_that_do_not_fit_are_refused_first(monkeypatch) -> None:
+    monkeypatch.setattr(benchmark, "measure_steps", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ValueError, match="max_position_embeddings"):
+        benchmark_random("1m", dataclasses.replace(SETTINGS, max_new_tokens=100_000))
 
 
 def test_a_draft_is_needed(models) -> None:

@@ -104,6 +104,8 @@ def main() -> None:
         named = f"--again={args.again!r}: must be a number, a name and a number, the name"
         entries = [e for e in ENTRIES if re.fullmatch(rf"\d+ {re.escape(e.name)} \d+", args.again)]
         args.tries = 1
+    if not (args.tries is None or args.tries >= 1) or not args.seconds > 0:
+        parser.error("--tries and --seconds must be positive: nothing would be tried")
     if not entries:
         parser.error(f"{named} one of {[e.name for e in ENTRIES]}")
     logging.disable(logging.CRITICAL)  # Libraries speak of what is wrong, too.

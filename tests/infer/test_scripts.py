@@ -111,6 +111,7 @@ def test_benchmark_writes_json_and_markdown(run_script, tmp_path, capsys) -> Non
         (50, ["after.json"], (SystemExit, r"^code, ar, .*: REGRESSION: slower \(-50 %\)$")),
         (100, ["nowhere.json"], (SystemExit, "error: .*No such file")),
         (100, [], (app.UsageError, "--compare needs two files")),
+        (100, ["after.json", "--json=a"], (app.UsageError, "--json: --compare writes tables")),
     ],
 )
 def test_benchmark_compares_two_reports(run_script, tmp_path, capsys, speed, files, error) -> None:
@@ -119,10 +120,12 @@ def test_benchmark_compares_two_reports(run_script, tmp_path, capsys, speed, fil
         rows = [DecodeRow("code", 1, "ar", 1, Spread(median, median, median), ratio, 1.0, 2, 2)]
         report = BenchmarkReport("tiny", {}, BenchmarkSettings(), [], rows)
         (tmp_path / f"{name}.json").write_text(json.dumps(report.to_json()))
-    paths = [str(tmp_path / file) for file in files]
+    paths = [file if file[0] == "-" else str(tmp_path / file) for file in files]
+    table = tmp_path / "table.md"
     with pytest.raises(error[0], match=error[1]) if error else contextlib.nullcontext():
-        run_script("benchmark", f"--compare={tmp_path}/before.json", *paths)
-    assert ("Whole calls: tiny" in capsys.readouterr().out) == ("after.json" in files)
+        run_script("benchmark", f"--compare={tmp_path}/before.json", *paths, f"--markdown={table}")
+    assert ("Whole calls: tiny" in capsys.readouterr().out) == (files == ["after.json"])
+    assert table.exists() == (files == ["after.json"])
 
 
 def test_measured_steps_are_found_by_decoding(
@@ -204,6 +207,21 @@ def test_what_the_benchmark_is_asked_for_is_checked(run_script, arguments, messa
 def test_flags_that_do_not_go_together_are_named(run_script, script, arguments, message) -> None:
     with pytest.raises(flags.IllegalFlagValueError, match=message):
         run_script(script, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (f"--trace={__file__}", "--trace=.*: must be a folder, and is a file"),
+        ("--num_slots=256,7", r"num_slots=7: must be at least 2 \* block_size=8"),
+    ],
+)
+def test_nothing_is_measured_where_not_all_can_be(
+    run_script, capsys, argument: str, message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run_script("measure_steps", argument)
+    assert "step costs" not in capsys.readouterr().out
 
 
 def test_measured_steps_need_a_draft(run_script, directory) -> None:
