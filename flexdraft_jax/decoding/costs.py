@@ -256,9 +256,19 @@ class CostModel:
     dtype: DTypeLike
     block_size: int
     profile: Profile | None
+    # Every call of the loop asks, for the same few sizes.
+    _known: dict[tuple[int, int], StepCosts] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def at(self, batch_size: int, num_slots: int) -> StepCosts:
         """Costs at B and S: measured, or the nearest measurement times an estimated factor."""
+        size = batch_size, num_slots
+        if size not in self._known:
+            self._known[size] = self._at(*size)
+        return self._known[size]
+
+    def _at(self, batch_size: int, num_slots: int) -> StepCosts:
         here = self._estimate(batch_size, num_slots)
         if self.profile is None:
             return here
