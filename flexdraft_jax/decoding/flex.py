@@ -1,8 +1,8 @@
 """Flex: which step comes next, by what steps cost and what drafts have been worth.
 
-Decoding is taken for a process that goes on for ever, up to the last tokens of an answer, and the
-step is chosen that earns the most tokens per millisecond in the long run. Whatever is chosen,
-greedy and coupled tokens are the same.
+Decoding is taken for a process that goes on for ever, and the step is chosen that earns the most
+tokens per millisecond in the long run; of drafts those count that an answer still has room for.
+Whatever is chosen, greedy and coupled tokens are the same.
 
 A draft is accepted with the probability that its confidence and those before it promise together,
 raised to a power: the batch's hazard ratio, how many rejections there have been for each that
@@ -145,9 +145,9 @@ def choose_variant(
 ) -> jax.Array:
     """Index of the step that earns the most.
 
-    With c the costs, N the rows that decode, a(v) the drafts that all of them may accept of v, of
-    which none has use for more than its answer has room for, both weighted by what a token is worth
-    in each row, and a(v) less what the last row is late by:
+    With c the costs, N the rows that decode, a(v) the drafts that all of them may accept of v and
+    have room for, both weighted by what a token is worth in each row, and a(v) less what the last
+    row is late by:
 
         R   the best rate of one kind of step for ever: (N + a(v)) / c with a usual block each
             time, or N / c without drafts, less the most that looks may take of it: so who drafts
@@ -174,13 +174,14 @@ def choose_variant(
     weight = jnp.where(flex_costs.refilled, active, weight)
     pace = jnp.where(flex_costs.refilled, 1.0, pace)
     rows = jnp.sum(weight)
-    # A step's last token is its bonus, and a usual block comes a step later than this one.
+    # A step's last token is its bonus, and a usual block comes a step later than this one; or to
+    # the row's next request.
     room = jnp.arange(1, survival.shape[1] + 1) < remaining[:, None]
     later = jnp.arange(2, survival.shape[1] + 2) < remaining[:, None]
     now = room * trust * survival ** _hazard_ratio(history)
     gain, usual_gain = (
         jnp.maximum(pace * (rows + _accepted(x, weight)[num_drafts]) - rows, 0.0)
-        for x in (now, later * usual)
+        for x in (now, (later | flex_costs.refilled) * usual)
     )  # [variants]
 
     plain_rate = rows / costs[0]

@@ -107,7 +107,10 @@ def decode_report(
     for step, program in compiled:
         work = step_work(case, step)
         if program.fits and step.name != "flex":
-            work = work.with_messages(program.messages(in_step=step.name != "prefill"))
+            messages = program.messages(in_step=True)
+            if step.name == "prefill":  # Its loop is the first draft, which is made once.
+                messages += program.messages(in_step=False)
+            work = work.with_messages(messages)
         works[step.name] = work
     programs = []
     for step, program in compiled:
@@ -237,7 +240,7 @@ def _collectives_table(report: PlanReport) -> Table:
         (
             program.compiled.name,
             c.kind,
-            "step" if c.in_step else "call",
+            "step" if c.in_step and program.compiled.name != "prefill" else "call",
             str(c.group),
             str(c.times),
             _size(c.nbytes),

@@ -148,16 +148,18 @@ def test_no_block_is_worth_more_than_the_answer_has_room_for():
 
     def least_room(block) -> int:
         """Tokens that have to be left for a draft; it is made wherever more are."""
-        drafts = [DRAFTS[chosen(costs, sure, block, remaining=count)] for count in range(1, 12)]
+        drafts = [
+            DRAFTS[chosen(costs, sure, block, remaining=count, refilled=False)]
+            for count in range(1, 12)
+        ]
         assert drafts == sorted(drafts)
         return 1 + drafts.index(True)
 
     # Four tokens are more than a step of three drafts costs, and than a block and that step.
     assert least_room(sure) == 4
     assert least_room(np.zeros(4)) == 5
-    # A row that is about to end counts with its bonus alone.
-    assert not DRAFTS[chosen(costs, [sure, sure], [sure, sure], remaining=[1, 9])]
-    assert DRAFTS[chosen(costs, [sure, sure], [sure, sure], remaining=[0, 9])]
+    # What a row has no room for, its next request may have.
+    assert DRAFTS[chosen(costs, sure, np.zeros(4), remaining=1)]
 
 
 def test_rows_are_weighed_together_and_finished_ones_not_at_all():
