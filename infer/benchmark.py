@@ -20,7 +20,8 @@ its exit status is 1 where ours became worse, which is for rows that are in both
 - tau, where it is lower by more than 1 %, except for flex, which chooses its steps for speed;
 - equality, where fewer prompts than before, even by one, are answered like plain decoding; parting
   from it at a near-tie counts as equal. With --forced_acceptance there is none.
-Memory and compilation are not compared; rows of one report alone are listed.
+Memory and compilation are not compared. Rows of one report alone are listed, and are no regression.
+--markdown writes the tables. A report is written whenever a batch size is done.
 
 Flex chooses by what steps cost: --measure_costs measures that at each batch size, with the smallest
 and the largest cache that its calls use, and without it what infer/measure_steps.py wrote before is
@@ -201,25 +202,32 @@ def main(argv: Sequence[str]) -> None:
             peers=_PEERS.value,
         )
         mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
-        more = _ASSISTANT.value, save  # What is measured stays, whatever happens to the rest.
+        last = _ASSISTANT.value, keep
         if _RANDOM_TARGET.value:
             report = benchmark_random(
-                _RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh, *more
+                _RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh, *last
             )
         else:
             models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
-            report = benchmark_models(models, settings, progress, *more)
+            report = benchmark_models(models, settings, progress, *last)
     for table in report.tables():
         console.print(table.to_rich())
-    save(report)
     with bad_input_exits():
+        save(report)
         for flag, draw in plots:
             if flag.value:
                 draw(report.decoding, flag.value)
 
 
+def keep(report: BenchmarkReport) -> None:
+    """Saves what is measured: it stays, whatever happens to the rest."""
+    given = [pathlib.Path(flag.value) for flag in (_JSON, _MARKDOWN) if flag.value]
+    if not any(path.exists() and not path.is_file() for path in given):  # A pipe takes it once.
+        save(report)
+
+
 def save(report: BenchmarkReport) -> None:
-    """Writes all of the report that there is to the files asked for."""
+    """Writes a report to the files asked for, if any."""
     if _JSON.value:
         pathlib.Path(_JSON.value).write_text(json.dumps(report.to_json(), indent=2) + "\n")
     write_markdown(report.tables())

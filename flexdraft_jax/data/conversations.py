@@ -95,8 +95,8 @@ class Rejected:
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     """Yields number (from 1) and bytes of every line that is not blank.
 
-    Of a line over `MAX_LINE_BYTES` only a beginning of more than that comes. Byte order marks are
-    left out: files that were put together have them inside.
+    Of a line over `MAX_LINE_BYTES` only a beginning of more than that comes. Byte order marks
+    before lines are left out: files that were put together have some inside.
     """
     with open(path, "rb") as file:
         number = 0
@@ -172,19 +172,21 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """Reads the JSON object of one line.
 
     Raises:
-      ValueError: there is none, or it has a field twice.
+      ValueError: there is none, or an object has a field twice.
     """
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"line too long: more than {MAX_LINE_BYTES} bytes")
-    pairs: list[tuple[str, Any]] = []
+    twice: list[str] = []
 
-    def note(inner: list[tuple[str, Any]]) -> dict[str, Any]:
-        pairs[:] = inner  # The outermost object is done last.
-        return dict(inner)
+    def read(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        read_fields = dict(pairs)
+        if len(read_fields) < len(pairs):
+            twice.append(Counter(name for name, _ in pairs).most_common(1)[0][0])
+        return read_fields
 
     try:
         # Without its end, or an error there would be on line 2.
-        fields = json.loads(line.decode().rstrip("\r\n"), object_pairs_hook=note)
+        fields = json.loads(line.decode().rstrip("\r\n"), object_pairs_hook=read)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
@@ -195,9 +197,8 @@ def parse_object(line: bytes) -> dict[str, Any]:
         raise ValueError("not JSON that can be read: an integer has too many digits") from error
     if not isinstance(fields, dict):
         raise ValueError(f"not an object: {_named(fields)} in place of one")
-    twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
     if twice:
-        raise ValueError(f"fields that are there twice: {', '.join(map(shown, twice))}")
+        raise ValueError(f"a field that is there twice: {shown(twice[0])}")
     return fields
 
 

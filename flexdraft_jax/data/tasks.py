@@ -4,6 +4,7 @@ Nothing is downloaded. The formats are those that papers on speculative decoding
 the user, with thinking switched off in the chat template.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -91,13 +92,10 @@ def load_task(name: str, directory: str | os.PathLike[str] | None = None) -> lis
     for place in places:
         files = _files(place, task)
         if files:
-            prompts = [_prompt(task, *record) for path in files for record in _records(path)]
-            if not prompts:
-                raise ValueError(f"{place}: must hold prompts, and holds none")
-            return prompts
+            return _prompts(task, place, itertools.chain.from_iterable(map(_records, files)))
     tfds_files = _tfds_directory(name)
     if tfds_files is not None:
-        return [_prompt(task, *record) for record in _tfds_records(tfds_files, task.split)]
+        return _prompts(task, tfds_files, _tfds_records(tfds_files, task.split))
     looked = [*map(str, places), str(_tfds_root() / name)]
     raise TaskMissingError(f"no files of {name}: there is none of {', '.join(looked)}")
 
@@ -201,6 +199,13 @@ def _tfds_records(directory: Path, split: str) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{directory}: must hold a split {split!r} ({error})") from error
     for number, record in enumerate(records, start=1):
         yield f"{directory}, record {number}", record
+
+
+def _prompts(task: Task, place: Path, records: Iterable[tuple[str, Any]]) -> list[str]:
+    prompts = [_prompt(task, *record) for record in records]
+    if not prompts:
+        raise ValueError(f"{place}: must hold prompts, and holds none")
+    return prompts
 
 
 def _prompt(task: Task, where: str, record: Any) -> str:

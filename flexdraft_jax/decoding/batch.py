@@ -148,7 +148,7 @@ class Decoding:
             self.resize(self._next_size(self.num_slots))
 
     def run(self, max_steps: int, min_active: int = 1) -> tuple[int, bool]:
-        """One call of the compiled loop: how many steps it did, and whether the cache is full."""
+        """One call of the compiled loop: how many steps, and whether it takes a larger cache."""
         self._tell(self.num_slots)
         self.state, *ended = run(*self._running(self.state, max_steps, min_active))
         done, full = jax.device_get(ended)

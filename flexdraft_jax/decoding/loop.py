@@ -79,7 +79,7 @@ def read_prompt_chunk(
     hidden = jnp.take_along_axis(clean.hidden, end, axis=1)  # [R, 1, E]
     logits = program.apply(variables, "target_logits", hidden)
     bonus = target_token(program, logits, part, part.length[:, None])[:, 0]
-    # A row that reads on gets a block that means nothing, and another one later.
+    # A row that reads on may get a block that means nothing, and gets another one later.
     part = first_block(program, variables, part, bonus, jnp.any(last))
     # The prompt's own token is the bonus of no step.
     part = emit(program, part, Verdict(jnp.zeros_like(bonus), bonus), num_drafts=0)
@@ -171,10 +171,9 @@ def run(
     min_active: jax.Array,
     flex_costs: FlexCosts | None = None,
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """Decodes until `max_steps` are done, too few rows are left, or a row's cache is full.
+    """Decodes until `max_steps` are done, too few rows are left, or the next step does not fit.
 
-    Full means that what the next step writes does not fit; a caller that comes back with a larger
-    cache goes on from there.
+    A caller that comes back with a larger cache goes on from there.
 
     Args:
         program: the compiled choices.
@@ -185,7 +184,7 @@ def run(
         flex_costs: by which flex chooses; None for the other schedules.
 
     Returns:
-        The state, how many steps were done, and whether a running row's cache is full.
+        The state, how many steps were done, and whether it takes a larger cache to go on.
     """
 
     ended = len(program.variants)

@@ -200,7 +200,7 @@ class Rounds:
         """
         given = [0 if row is None else row.num_given for row in self._rows]
         most = max(len(r.prompt) + count for r, count in zip(requests, given, strict=True))
-        most += decoding.program.block_size
+        most += decoding.program.block_size  # A step may write as much.
         needed, enough = (
             slot_bucket(size, decoding.sizes.max_slots) for size in (most, most + _SPARE_SLOTS)
         )

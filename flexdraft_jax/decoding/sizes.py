@@ -39,8 +39,8 @@ def sizes_for(requests: Sequence[Request], block_size: int) -> Sizes:
 def sizes_of(*, longest: int, whole: int, batch_size: int, block_size: int) -> Sizes:
     """The buckets to begin with: room for every prompt and some new tokens.
 
-    A row needs prompt + max_new_tokens + n - 2 slots in the end: its last step is the one that
-    emits the last token, and writes n tokens behind the prompt and all new ones but two.
+    A row needs at most prompt + max_new_tokens + n - 2 slots in the end: its last step is the one
+    that emits the last token, and may write n tokens behind the prompt and all new ones but two.
 
     Args:
         longest: tokens of the longest prompt.

@@ -175,14 +175,14 @@ def first_block(
     bonus: jax.Array,
     wanted: jax.Array,
 ) -> DecodeState:
-    """Drafts the candidates behind a prompt that has just been committed; its history begins.
+    """Drafts the candidates behind prompts that have just been committed; histories begin.
 
     Args:
         program: the compiled choices.
         variables: target and draft parameters.
         state: of rows that read.
         bonus: [B] the prompts' next tokens.
-        wanted: scalar bool, whether any prompt ends here.
+        wanted: scalar bool, whether any prompt ends here; without, nothing is drafted.
     """
     if not program.drafts:
         return dataclasses.replace(state, block=_undrafted_block(state.block, bonus))

@@ -48,7 +48,7 @@ Prompts = Mapping[str, Mapping[int, Sequence[Sequence[int]]]]
 
 
 def _nowhere(report: BenchmarkReport) -> None:
-    """For who has no use for half of a report."""
+    """Saves nothing."""
 
 
 def benchmark_models(
@@ -66,7 +66,7 @@ def benchmark_models(
         progress: told about each part.
         assistant: Hugging Face directory of a model that drafts in Hugging Face's assisted
             generation; None leaves it out.
-        save: given what is there, each time that a batch size is done.
+        save: given what is there, behind the step costs and behind each batch size.
 
     Raises:
         ValueError: no draft, too few prompts, or a bad argument of `generate`.
@@ -250,8 +250,8 @@ def _benchmark(
         save(report)
     if "decoding" in settings.parts:
         reason = skipped_peer(target, settings.peers)
-        more = {"peak memory": peak_source(), "huggingface": describe_peer(peer, reason)}
-        report = dataclasses.replace(report, environment=report.environment | more)
+        facts = {"peak memory": peak_source(), "huggingface": describe_peer(peer, reason)}
+        report = dataclasses.replace(report, environment=report.environment | facts)
         for temperature, domain in itertools.product(settings.temperatures, prompts):
             for size, rows in prompts[domain].items():
                 profile = None

@@ -64,6 +64,11 @@ class Change:
     first_token: tuple[Spread, Spread] | None = None
 
     @property
+    def key(self) -> _Key:
+        """What it measures."""
+        return self.domain, self.method, self.batch_size, self.block_size, self.temperature
+
+    @property
     def is_step(self) -> bool:
         """Whether it is the cost of a step, where less is better."""
         return not self.domain
@@ -341,7 +346,7 @@ def _names(key: _Key) -> tuple[str, ...]:
 
 def _call_cells(c: Change) -> tuple[str, ...]:
     return (
-        *_names((c.domain, c.method, c.batch_size, c.block_size, c.temperature)),
+        *_names(c.key),
         f"{c.before:.0f}",
         f"{c.after:.0f}",
         _percent_change(c.before, c.after),

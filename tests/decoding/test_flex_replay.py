@@ -83,11 +83,11 @@ def sequential_steps(length: np.ndarray, accepted: np.ndarray) -> int:
 # What drafting costs, for what it cost on two cores; how much of that flex believes; and the least
 # share of the best that it may reach.
 CASES = (
-    (1.0, 1.0, 0.97),
-    (1.0, 0.95, 0.96),
-    (1.0, 1.05, 0.96),
-    (0.8, 1.0, 0.94),
-    (1.25, 1.0, 0.94),
+    (1.0, 1.0, 0.975),
+    (1.0, 0.95, 0.975),
+    (1.0, 1.05, 0.975),
+    (0.8, 1.0, 0.97),
+    (1.25, 1.0, 0.97),
 )
 
 
