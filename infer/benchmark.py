@@ -21,7 +21,9 @@ its exit status is 1 where ours became worse, which is for rows that are in both
 - equality, where fewer prompts than before, even by one, are answered like plain decoding; parting
   from it at a near-tie counts as equal. With --forced_acceptance there is none.
 Memory and compilation are not compared. Rows of one report alone are listed, and are no regression.
---markdown writes the tables. A report is written whenever a batch size is done.
+--markdown writes the tables.
+
+A report is written behind the step costs and behind each batch size of whole calls.
 
 Flex chooses by what steps cost: --measure_costs measures that at each batch size, with the smallest
 and the largest cache that its calls use, and without it what infer/measure_steps.py wrote before is

@@ -126,7 +126,6 @@ def measure_decoding(
         ties = [near_ties(prompt, answer) for prompt, answer in answers]
     speeds = {label: [calls[label].num_tokens / t for t in times[label]] for label in calls}
     fixed = [speeds[method.label] for method in methods if method.name in FIXED_SCHEDULES]
-    best = max(fixed, key=statistics.median, default=None)
 
     def row(method: Method) -> DecodeRow:
         label = method.label
@@ -142,7 +141,12 @@ def measure_decoding(
             tau=_mean([a for lengths in call.steps for a in lengths]),
             num_equal=_num_equal(call.tokens, calls[plain].tokens) if method.same_tokens else None,
             num_prompts=len(prompts),
-            beside_best=ratios(speeds[label], best) if best and method.name == "flex" else None,
+            # Where two are as good, the one that it looks worse beside.
+            beside_best=min(
+                (ratios(speeds[label], other) for other in fixed if method.name == "flex"),
+                key=lambda spread: spread.median,
+                default=None,
+            ),
             temperature=temperature,
             tau_prompts=_mean([statistics.fmean(lengths) for lengths in call.steps]),
             compile_seconds=max(0.0, beyond) if method.compiles else None,

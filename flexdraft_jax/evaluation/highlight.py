@@ -16,7 +16,7 @@ _TARGET_STYLE = "bold"
 _OPEN, _CLOSE = "«", "»"
 _ASCII_OPEN, _ASCII_CLOSE = "[", "]"
 
-_FILE_WIDTH = 120
+_FILE_WIDTH = 160
 
 # Control characters of a model's output must not reach the terminal; these symbols stand for them.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
