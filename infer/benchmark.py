@@ -39,6 +39,7 @@ decodes on the CPU in float32, and so only beside a target that does, without a 
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -204,14 +205,14 @@ def main(argv: Sequence[str]) -> None:
             peers=_PEERS.value,
         )
         mesh = None if _MESH.value is None else parse_mesh(_MESH.value).build()
-        last = _ASSISTANT.value, keep
+        options: dict[str, Any] = {"assistant": _ASSISTANT.value, "save": keep}
         if _RANDOM_TARGET.value:
             report = benchmark_random(
-                _RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh, *last
+                _RANDOM_TARGET.value, settings, progress, _DTYPE.value, mesh, **options
             )
         else:
             models = load_models(_TARGET.value, _DRAFT.value, dtype=_DTYPE.value, mesh=mesh)
-            report = benchmark_models(models, settings, progress, *last)
+            report = benchmark_models(models, settings, progress, **options)
     for table in report.tables():
         console.print(table.to_rich())
     with bad_input_exits():

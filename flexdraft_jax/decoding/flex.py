@@ -176,8 +176,8 @@ def choose_variant(
     rows = jnp.sum(weight)
     # A step's last token is its bonus, and a usual block comes a step later than this one; or to
     # the row's next request.
-    room = jnp.arange(1, survival.shape[1] + 1) < remaining[:, None]
-    later = jnp.arange(2, survival.shape[1] + 2) < remaining[:, None]
+    slot = jnp.arange(1, survival.shape[1] + 1)
+    room, later = slot < remaining[:, None], slot + 1 < remaining[:, None]
     now = room * trust * survival ** _hazard_ratio(history)
     gain, usual_gain = (
         jnp.maximum(pace * (rows + _accepted(x, weight)[num_drafts]) - rows, 0.0)

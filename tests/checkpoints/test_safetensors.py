@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,11 +121,17 @@ def test_parameters_are_read_without_a_second_copy_of_them(tmp_path):
     tensor = np.ones((1024, 1024), np.float32)
     write_safetensors(tmp_path, {str(i): tensor for i in range(33)})
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, tmp_path], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", _MEASURE, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        # What is freed goes back to the system at once: what glibc would keep for later differs
+        # from run to run by the size of many tensors.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)},
     )
     assert done.returncode == 0, done.stderr
     # A few more while one is read: as stored, transposed, and what checks need.
-    assert 32 <= int(done.stdout) / tensor.nbytes < 48
+    assert 31 <= int(done.stdout) / tensor.nbytes < 36
 
 
 def test_missing_directory(tmp_path):

@@ -135,7 +135,9 @@ def test_rows_that_read_disturb_no_others(begin, draft, prompts):
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old[others], new[others])
     decoding.read([4, 8], [prompts[4][:5], []], [False, False])
+    assert decoding.state.history.blocks[4] == 1  # Who reads on drafts nothing.
     decoding.read([4, 1], [prompts[4][5:], prompts[1]], [True, True])
+    assert decoding.state.history.blocks[4] == 2
     decoding.advance(10_000)
     undisturbed.advance(10_000)
     expected = begin(draft, prompts, 40, "sequential")
