@@ -105,8 +105,9 @@ _CONFIDENCE_THRESHOLD = flags.DEFINE_float(
 )
 _NUM_PROMPTS = flags.DEFINE_integer(
     "num_prompts",
-    _DEFAULT.num_prompts,
-    "Prompts of each kind; larger batches repeat them.",
+    None,
+    f"Prompts of each kind, {_DEFAULT.num_prompts} if left out, which larger batches repeat; of a "
+    "random target one batch.",
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, in tokens."
@@ -172,6 +173,9 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # JAX reports devices that it does not find.
     console = make_console()
     progress = progress_on(console)
+    num_prompts = _NUM_PROMPTS.value
+    if num_prompts is None:
+        num_prompts = 1 if _RANDOM_TARGET.value else _DEFAULT.num_prompts
     with bad_input_exits():
         plots = [
             (_PLOT, plot_throughput),
@@ -193,7 +197,7 @@ def main(argv: Sequence[str]) -> None:
             batch_sizes=integers("batch_sizes", _BATCH_SIZES.value),
             block_sizes=integers("block_sizes", _BLOCK_SIZES.value, smallest=2),
             confidence_threshold=_CONFIDENCE_THRESHOLD.value,
-            num_prompts=_NUM_PROMPTS.value,
+            num_prompts=num_prompts,
             max_new_tokens=_MAX_NEW_TOKENS.value,
             repeats=_REPEATS.value,
             forced_acceptance=_FORCED_ACCEPTANCE.value,

@@ -76,9 +76,6 @@ def benchmark_models(
         raise ValueError("draft=None: the benchmark needs one")
     if settings.forced_acceptance is not None:
         raise ValueError("forced_acceptance: must be left out, it is for random targets")
-    for size in settings.batch_sizes:
-        if max(size, settings.num_prompts) % size:
-            raise ValueError(f"batch_sizes: {size} must divide num_prompts={settings.num_prompts}")
     found: dict[str, TaskPrompts] = {}
     skipped: dict[str, str] = {}
     if "decoding" in settings.parts:
@@ -148,17 +145,24 @@ def benchmark_random(
     """
     if settings.measure_costs and settings.forced_acceptance is None:
         raise ValueError("measure_costs=True: a random target has flex with forced_acceptance only")
+    schedules = () if settings.forced_acceptance is None else settings.schedules
+    if schedules != settings.schedules and "decoding" in settings.parts:
+        progress(
+            f"whole calls of {', '.join(settings.schedules)} are left out: without a forced "
+            "acceptance a random target has no drafts that are worth anything"
+        )
     target, draft = random_models(name, settings.block_sizes[0], dtype, mesh)
-    shape = (max(settings.batch_sizes), _RANDOM_PROMPT_TOKENS)
+    shape = (max(settings.num_prompts, *settings.batch_sizes), _RANDOM_PROMPT_TOKENS)
     prompts = np.random.default_rng(0).integers(0, target.config.vocab_size, shape).tolist()
+    rows = {size: prompts[: max(size, settings.num_prompts)] for size in settings.batch_sizes}
     facts = _facts(target, draft, settings)
     title = f"random weights {name}, {describe_size(target, draft)}"
     return _benchmark(
         BenchmarkReport(title, facts, settings, steps=[], decoding=[]),
         target,
         draft,
-        {"random tokens": {size: prompts[:size] for size in settings.batch_sizes}},
-        () if settings.forced_acceptance is None else settings.schedules,
+        {"random tokens": rows},
+        schedules,
         stop_token_ids=None,
         assistant=assistant,
         progress=progress,
@@ -304,6 +308,7 @@ def _methods(
         "max_new_tokens": settings.max_new_tokens,
         "stop_token_ids": stop_token_ids,
         "temperature": temperature,
+        "noise_of_prompts": True,
     }
     drafting = options | {
         "block_size": settings.block_sizes[0],

@@ -26,8 +26,8 @@ class BenchmarkSettings:
         batch_sizes: rows decoded together.
         block_sizes: n that step costs are measured at; decoding takes the first.
         confidence_threshold: of decoding; 0 verifies every draft. Step costs are those of n - 1.
-        num_prompts: of each task, in whole batches; a batch that is larger repeats them. A random
-            target always has one batch.
+        num_prompts: of each task, in whole batches; a batch that is larger repeats them, or has
+            others, of a random target.
         max_new_tokens: budget of each.
         repeats: of every measurement, interleaved.
         forced_acceptance: of random targets: each draft is accepted with this probability,
@@ -81,6 +81,9 @@ class BenchmarkSettings:
             values = getattr(self, field)
             if len(set(values)) < len(values):
                 raise ValueError(f"{field}={values}: must name each once")
+        for size in self.batch_sizes:
+            if max(size, self.num_prompts) % size:
+                raise ValueError(f"batch_sizes: {size} must divide num_prompts={self.num_prompts}")
         if not 0 <= self.confidence_threshold <= 1:
             raise ValueError(
                 f"confidence_threshold={self.confidence_threshold}: must be from 0 to 1"

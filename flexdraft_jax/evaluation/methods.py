@@ -1,10 +1,12 @@
 """Ways to decode, as the benchmark calls them."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from flexdraft_jax.decoding.batch import Decoding, start
 from flexdraft_jax.decoding.costs import Profile
@@ -60,17 +62,24 @@ def schedule_method(
     attention: str = "reference",
     forced_acceptance: float | None = None,
     profile: Profile | None = None,
+    noise_of_prompts: bool = False,
     **row_sampling: Any,
 ) -> Method:
-    """One of our schedules; the arguments are those of `generate` and `start`."""
+    """One of our schedules; the arguments are those of `generate` and `start`.
+
+    But for `noise_of_prompts`: whether another prompt makes other noise. If not, it is that of the
+    row in its batch, and all batches have the same luck.
+    """
 
     def begin(prompts: Batch) -> Decoding:
+        row_ids = [_row_id(row, prompt) for row, prompt in enumerate(prompts)]
         requests = check_requests(
             target.config,
             prompts,
             max_new_tokens,
             confidence_threshold,
             stop_token_ids,
+            row_ids=row_ids if noise_of_prompts else None,
             **row_sampling,
         )
         return start(
@@ -104,3 +113,8 @@ def schedule_method(
         first_token,
         None if schedule == "ar" else watch,
     )
+
+
+def _row_id(row: int, prompt: Sequence[int]) -> int:
+    """Another one for each prompt, and for each row that has the same prompt."""
+    return zlib.crc32(np.asarray(prompt, np.uint32).tobytes(), row)

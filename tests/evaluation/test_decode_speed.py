@@ -153,3 +153,21 @@ def test_block_size_is_the_drafts_own_unless_another_is_asked_for(models) -> Non
     assert size("ar") == 1
     assert size("parallel") == 4
     assert size("sequential", block_size=3) == 3
+
+
+def test_prompts_may_have_luck_of_their_own(models) -> None:
+    def lengths(prompts: list[list[int]], own: bool) -> list[list[int]]:
+        method = schedule_method(
+            models.target,
+            models.draft,
+            "sequential",
+            max_new_tokens=40,
+            forced_acceptance=0.5,
+            noise_of_prompts=own,
+        )
+        return method.decode(prompts)[1]
+
+    assert lengths([[1, 2]], False) == lengths([[2, 1]], False)
+    assert lengths([[1, 2]], True) == lengths([[1, 2]], True) != lengths([[2, 1]], True)
+    first, second = lengths([[1, 2], [1, 2]], True)
+    assert first != second
